@@ -1,0 +1,332 @@
+"""The contract of an index: read this first.
+
+Letters, once and for all: `H` KV heads, `G` query heads per KV head, `n` keys, `m` query rows, `d` head
+dimension, `k` results.
+
+An index holds the keys (and values) of one KV head and answers queries by inner product. Queries, the
+learn queries too, arrive multiplied by the softmax scale, so that q·k is the attention logit. Query rows
+come in blocks of G, one block a token. Sinks, windows, causality and the split of queries are the
+harness's business, never an index's. An index never sees test queries before `search`, nor any truth.
+
+To add a method: a dataclass that inherits `Index` and writes `build`, `search` and `effort_sweep`, in a file
+of its own in indexes/, in a file named on the command line (`FILE.py::Class`), or behind an entry point in
+the group `ra_bench.indexes`. `ra-bench check NAME` tests it against this contract.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+
+from ra_bench.head import Head
+
+
+@dataclass
+class Work:
+    """What a call read, per query row: each (m,) int64, or None where the library hides its count.
+
+    `keys_read`: distinct keys touched in any form, exact or as a per-key code. `exact`: full dot products.
+    `bytes_read`: keys, codes, centroids, links and values. `attended`: keys that took part in the softmax.
+    """
+
+    keys_read: np.ndarray | None = None
+    exact: np.ndarray | None = None
+    bytes_read: np.ndarray | None = None
+    attended: np.ndarray | None = None
+
+
+class Found(NamedTuple):
+    """Result of `search`: `ids` (m, k) int32, best first, -1 after the last real one; and the work."""
+
+    ids: np.ndarray
+    work: Work
+
+
+class Partial(NamedTuple):
+    """Result of `attend`: attention over a part of the keys, mergeable with other parts.
+
+    `output` (m, d) float32, the softmax-weighted mean of the part's values; `lse` (m,) float32, the natural
+    logarithm of the part's summed exponentials (-inf for an empty part, whose output is 0); and the work.
+    """
+
+    output: np.ndarray
+    lse: np.ndarray
+    work: Work
+
+
+class Bytes(NamedTuple):
+    """Memory of an index beyond the key and value rows it was given, in bytes: host and device apart."""
+
+    host: int
+    device: int = 0
+
+
+@dataclass
+class Index(ABC):
+    """An index over the keys of one KV head. Dataclass fields are build settings; `__init__` only stores."""
+
+    # What a method is, for `ra-bench list` and the README's table. `requires` names the modules it imports.
+    kind: ClassVar[str] = "search"
+    paper: ClassVar[str] = ""
+    query_aware: ClassVar[bool] = False
+    can_insert: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
+    copies_keys: ClassVar[bool] = False  # its library holds rows of its own; `nbytes` counts them
+    requires: ClassVar[tuple[str, ...]] = ()
+    where: ClassVar[str] = "host"
+
+    # How many learn queries `build` wants, and how many exact neighbours of each (Head.query_neighbors).
+    learn_queries = 0
+    learn_neighbors = 0
+
+    # Set by the harness before `build`; not settings. `spec` is the spec string that made the object.
+    threads = 1
+    seed = 0
+    spec = ""
+
+    # Set by `build`: the rows that `attend` reads, and G.
+    keys = np.empty((0, 0), np.float32)
+    values: np.ndarray | None = None
+    group = 1
+
+    @abstractmethod
+    def build(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
+        about: Head | None = None,
+    ) -> None:
+        """Builds the index over `keys` (n, d), float16 or float32; a second call replaces the first.
+
+        `values` (n, d) are kept for `attend`; `queries` (m, d) float32 are learn queries in blocks of G.
+        A subclass calls `super().build(keys, values, queries, about)` first: it checks the arrays, keeps
+        them in `self.keys` and `self.values` (C-contiguous; copied only if they are not), and sets
+        `self.group`. Inputs are never written to. Raises ValueError for a wrong shape, type or value.
+        """
+        self.keys = _checked_rows("keys", keys)
+        self.values = None if values is None else _checked_rows("values", values)
+        if self.values is not None and self.values.shape != self.keys.shape:
+            raise ValueError(f"values must have the shape of keys {self.keys.shape}, got {self.values.shape}")
+        if queries is not None and (queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]):
+            raise ValueError(f"queries must be (m, {self.keys.shape[1]}), got {queries.shape}")
+        self.group = about.group if about is not None else 1
+        self._buffers: dict[str, np.ndarray] = {}
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, k: int | None, **effort: Any) -> Found:
+        """The `k` keys of largest inner product with each of `queries` (m, d) float32, as far as found.
+
+        Effort settings are keyword-only arguments with defaults, in the method's own terms (`nprobe`,
+        `ef`). `k=None` means the method's own budget. Pure: it changes nothing that a later call could see.
+        """
+
+    @abstractmethod
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """The search settings worth trying for `n` keys and `k` results, cheap to dear."""
+
+    def attend(self, queries: np.ndarray, k: int | None, **effort: Any) -> Partial:
+        """Attention of `queries` (m, d) over the keys that `search` finds, exact over those.
+
+        Override it where a method does more than select (estimates the rest, reweighs samples).
+        Raises ValueError where `build` got no values.
+        """
+        if self.values is None:
+            raise ValueError("attend needs values: build the index with values")
+        found = self.search(queries, k, **effort)
+        from ra_bench.indexes._native._native import gather_attention  # compiled
+
+        output, lse = gather_attention(queries, found.ids, self.keys, self.values, self.threads)
+        return Partial(output, lse, attended_work(found, self.keys, self.values))
+
+    def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Adds a block of tokens that left the window; their ids follow the last. Not while searching.
+
+        A subclass that can calls `keep_inserted` and sets `can_insert`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot insert")
+
+    def keep_inserted(self, keys: np.ndarray, values: np.ndarray | None) -> None:
+        """Appends an inserted block to `self.keys` and `self.values`, in amortised constant time a row."""
+        if (values is None) != (self.values is None):
+            raise ValueError("an index built with values must be given values, and one built without none")
+        self.keys = self._append("keys", self.keys, keys)
+        if self.values is not None and values is not None:
+            self.values = self._append("values", self.values, values)
+
+    def _append(self, name: str, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
+        if block.ndim != 2 or block.shape[1] != rows.shape[1]:
+            raise ValueError(f"{name} to insert must be (any, {rows.shape[1]}), got {block.shape}")
+        end = len(rows) + len(block)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < end:
+            buffer = np.empty((end + end // 4, rows.shape[1]), rows.dtype)
+            buffer[: len(rows)] = rows
+            self._buffers[name] = buffer
+        buffer[len(rows) : end] = block
+        return buffer[:end]
+
+    def observe(self, queries: np.ndarray) -> None:
+        """Shows `queries` (G, d) of one decoded step to a method with state; the others ignore it."""
+
+    @property
+    def nbytes(self) -> Bytes:
+        """Memory that the index holds beyond the key and value rows it was given."""
+        return Bytes(0)
+
+    def save(self, folder: Path) -> None:
+        """Writes the built index into `folder` with its rows, so that `load` needs nothing else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_state(folder)
+        np.save(folder / "keys.npy", self.keys)
+        if self.values is not None:
+            np.save(folder / "values.npy", self.values)
+        about = {
+            "class": type(self).__name__,
+            "spec": self.spec,
+            "settings": asdict(self),
+            "group": self.group,
+            "has_values": self.values is not None,
+        }
+        (folder / "index.json").write_text(json.dumps(about))  # last: its presence marks a whole index
+
+    @classmethod
+    def load(cls, folder: Path, mmap: bool = True) -> Self:
+        """The index that `save` wrote into `folder`: the same answers, no rebuild.
+
+        With `mmap` the rows and the index's own arrays are read from the files as they are needed.
+        Raises ValueError for a truncated or foreign file. `registry.load` finds the class by itself.
+        """
+        index = cls(**_saved_about(folder, cls.__name__)["settings"])
+        index.restore(folder, mmap)
+        return index
+
+    def restore(self, folder: Path, mmap: bool = True) -> None:
+        """Replaces this index by the one that `save` wrote into `folder`; errors as `load`."""
+        about = _saved_about(folder, type(self).__name__)
+        mode: Literal["r"] | None = "r" if mmap else None
+        try:
+            self.group = about["group"]
+            self.keys = np.load(folder / "keys.npy", mmap_mode=mode)
+            self.values = np.load(folder / "values.npy", mmap_mode=mode) if about["has_values"] else None
+            self._buffers = {}
+            self.load_state(folder, mmap)
+        except (OSError, KeyError, EOFError, ValueError) as error:
+            raise ValueError(f"{folder} is not a whole {type(self).__name__} index: {error}") from error
+
+    def save_state(self, folder: Path) -> None:
+        """Writes what `build` made, beside the rows; a method that can be saved overrides both hooks."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        """Reads what `save_state` wrote; raises ValueError where it does not fit `self.keys`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be loaded")
+
+    @classmethod
+    def build_layer(
+        cls,
+        indexes: Sequence[Index],
+        keys: Sequence[np.ndarray],
+        values: Sequence[np.ndarray] | None = None,
+        queries: Sequence[np.ndarray] | None = None,
+        about: Sequence[Head] | None = None,
+        threads: int = 1,
+    ) -> None:
+        """Builds the `H` indexes of one layer; by default a pool of `threads` over heads."""
+
+        def one(h: int) -> None:
+            indexes[h].build(
+                keys[h],
+                None if values is None else values[h],
+                None if queries is None else queries[h],
+                None if about is None else about[h],
+            )
+
+        _over_heads(one, len(indexes), threads)
+
+    @classmethod
+    def attend_layer(
+        cls,
+        indexes: Sequence[Index],
+        queries: np.ndarray,
+        k: int | None,
+        out: Partial,
+        threads: int = 1,
+        **effort: Any,
+    ) -> list[Work]:
+        """One decoded token of a layer: `queries` (H, G, d) into `out` (H, G, d) and (H, G); work per head.
+
+        By default a pool of `threads` over heads; a native method does the whole layer in one call.
+        """
+        works = [Work()] * len(indexes)
+
+        def one(h: int) -> None:
+            part = indexes[h].attend(queries[h], k, **effort)
+            out.output[h], out.lse[h], works[h] = part
+
+        _over_heads(one, len(indexes), threads)
+        return works
+
+    def fix_effort(self, **effort: Any) -> None:
+        """Makes `effort` the default of every later search and attend of this object."""
+        if effort:
+            self.search = functools.partial(self.search, **effort)  # type: ignore[method-assign]
+            if type(self).attend is not Index.attend:  # the default attend goes through search
+                self.attend = functools.partial(self.attend, **effort)  # type: ignore[method-assign]
+
+
+def attended_work(found: Found, keys: np.ndarray, values: np.ndarray) -> Work:
+    """The work of exact attention over what a search found: the search's own, and the rows gathered."""
+    attended = (found.ids >= 0).sum(axis=1)
+    row_bytes = keys.shape[1] * (keys.itemsize + values.itemsize)
+    searched = found.work.bytes_read
+    return Work(
+        keys_read=found.work.keys_read,
+        exact=found.work.exact,
+        bytes_read=None if searched is None else searched + attended * row_bytes,
+        attended=attended,
+    )
+
+
+def pad_ids(ids: np.ndarray, k: int) -> np.ndarray:
+    """`ids` (m, any) as (m, k) int32: cut at k, or filled up with -1."""
+    out = np.full((len(ids), k), -1, np.int32)
+    width = min(k, ids.shape[1])
+    out[:, :width] = ids[:, :width]
+    return out
+
+
+def _saved_about(folder: Path, expected: str) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "index.json").read_text())
+        found = about["class"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is not a saved index: {error}") from error
+    if found != expected:
+        raise ValueError(f"{folder} holds a {found} index, not {expected}")
+    return about
+
+
+def _checked_rows(name: str, rows: np.ndarray) -> np.ndarray:
+    if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{name} must be (n, d) float16 or float32, got {rows.shape} {rows.dtype}")
+    if not len(rows):
+        raise ValueError(f"{name} must not be empty, got {rows.shape}")
+    return np.ascontiguousarray(rows)
+
+
+def _over_heads(one: Any, heads: int, threads: int) -> None:
+    if threads == 1 or heads == 1:
+        for h in range(heads):
+            one(h)
+        return
+    with ThreadPoolExecutor(min(threads, heads)) as pool:
+        list(pool.map(one, range(heads)))

@@ -1,0 +1,275 @@
+"""Names and spec strings → index objects.
+
+A spec is `NAME[:key=value]*[@transform]`, as `hnsw`, `hnsw@lift`, `ivf:nlist=1024:nprobe=64` or
+`my_index.py::MyIndex:leaf=32`. A key is a build setting (a dataclass field) or an effort setting (a
+keyword-only argument of `search`), which then replaces the sweep's. Commas separate specs.
+
+A name is a file or folder of indexes/, or an entry point in the group `ra_bench.indexes`; two of one name
+are an error. Nothing is imported to list the names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pkgutil
+import sys
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+from ra_bench.errors import UsageError, unknown
+from ra_bench.index import Index
+from ra_bench.transform import TRANSFORMS, Transformed
+
+ENTRY_POINT_GROUP = "ra_bench.indexes"
+# Set to any value to ignore indexes of other packages, as the tests do.
+NO_PLUGINS_VARIABLE = "RA_BENCH_NO_PLUGINS"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec string. `name` is a registry name or `FILE.py::Class`."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    effort: dict[str, Any] = field(default_factory=dict)
+    transform: str = "none"
+
+    def __str__(self) -> str:
+        keys = "".join(f":{key}={value}" for key, value in (self.settings | self.effort).items())
+        return f"{self.name}{keys}" + (f"@{self.transform}" if self.transform != "none" else "")
+
+    def with_transform(self, transform: str) -> Spec:
+        """The same method and settings in another geometry."""
+        return dataclasses.replace(self, transform=transform)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `ra-bench list` tells of one registry name."""
+
+    name: str
+    kind: str
+    paper: str
+    idea: str
+    where: str
+    query_aware: bool
+    insert: bool
+    available: bool
+    reason: str
+
+
+def create(spec: str | Spec, threads: int = 1, seed: int = 0) -> Index:
+    """A new, unbuilt index from a spec string. Raises UsageError naming what is wrong with it."""
+    if isinstance(spec, str):
+        spec = parse(spec)
+    cls = index_class(spec.name)
+    reason = missing(cls)
+    if reason:
+        raise UsageError(f"index '{spec.name}' is unavailable: {reason}")
+    try:
+        index: Index = cls(**spec.settings)
+    except ValueError as error:
+        raise UsageError(f"index '{spec}': {error}") from error
+    if spec.transform != "none":
+        index = Transformed(index, TRANSFORMS[spec.transform]())
+    index.threads, index.seed, index.spec = threads, seed, str(spec)
+    index.fix_effort(**spec.effort)
+    return index
+
+
+def load(folder: Path, mmap: bool = True) -> Index:
+    """The index that `Index.save` wrote into `folder`, of whatever class. Raises ValueError if it is torn."""
+    try:
+        spec = json.loads((folder / "index.json").read_text())["spec"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is not a saved index: {error}") from error
+    index = create(spec)
+    index.restore(folder, mmap)
+    return index
+
+
+def split(text: str) -> list[str]:
+    """The specs of a comma-separated list, without repeats."""
+    specs = [part.strip() for part in text.split(",") if part.strip()]
+    if not specs:
+        raise UsageError("--indexes must name at least one index, got an empty list")
+    return list(dict.fromkeys(specs))
+
+
+def parse(text: str) -> Spec:
+    """Reads one spec string; values become the types of the fields and arguments they name."""
+    body, _, transform = text.partition("@")
+    transform = transform or "none"
+    if transform != "none" and transform not in TRANSFORMS:
+        raise unknown("transform", transform, ["none", *TRANSFORMS])
+    name, pairs = _split_name(body)
+    cls = index_class(name)
+    fields, efforts = settings_of(cls), effort_of(cls)
+    settings: dict[str, Any] = {}
+    effort: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"index '{text}': a setting must be key=value, got '{pair}'")
+        if key in fields:
+            settings[key] = _convert(text, key, value, fields[key])
+        elif key in efforts:
+            effort[key] = _convert(text, key, value, efforts[key])
+        else:
+            raise unknown(f"setting of index '{name}'", key, [*fields, *efforts])
+    return Spec(name, settings, effort, transform)
+
+
+def settings_of(cls: type[Index]) -> dict[str, Any]:
+    """Build settings of a method: name → type."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def effort_of(cls: type[Index]) -> dict[str, Any]:
+    """Effort settings of a method: the keyword-only arguments of its `search` → type."""
+    hints = typing.get_type_hints(cls.search)
+    parameters = inspect.signature(cls.search).parameters.values()
+    return {p.name: hints.get(p.name, str) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@cache
+def names() -> dict[str, str | EntryPoint]:
+    """Registry names → module names of indexes/ or entry points; nothing is imported."""
+    try:
+        package = importlib.import_module("ra_bench.indexes")
+    except ModuleNotFoundError as error:
+        raise UsageError("ra_bench is not installed: run 'pip install -e .' in its folder") from error
+    found: dict[str, str | EntryPoint] = {
+        module.name: f"ra_bench.indexes.{module.name}"
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.name.startswith("_")
+    }
+    if NO_PLUGINS_VARIABLE not in os.environ:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name in found:
+                raise UsageError(f"two indexes are named '{point.name}': {found[point.name]} and {point.value}")
+            found[point.name] = point
+    return dict(sorted(found.items()))
+
+
+@cache
+def index_class(name: str) -> type[Index]:
+    """The class behind a registry name or `FILE.py::Class`. Raises UsageError if there is none."""
+    if "::" in name:
+        return _class_from_file(*name.split("::", 1))
+    known = names()
+    if name not in known:
+        raise unknown("index", name, known)
+    source = known[name]
+    if isinstance(source, EntryPoint):
+        try:
+            cls = source.load()
+        except Exception as error:  # a foreign package's code: anything can be raised
+            raise UsageError(f"index '{name}' of {source.value} cannot be imported: {error!r}") from error
+        return _checked_class(cls, source.value)
+    return _only_class(source)
+
+
+def info(name: str) -> Info:
+    """What is known of one registry name; a method that cannot be imported is listed with its reason."""
+    try:
+        cls = index_class(name)
+    except UsageError as error:
+        return Info(name, "", "", "", "", False, False, False, str(error))
+    reason = missing(cls)
+    idea = (inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n")[0]
+    return Info(name, cls.kind, cls.paper, idea, cls.where, cls.query_aware, cls.can_insert, not reason, reason)
+
+
+def missing(cls: type[Index]) -> str:
+    """Why a method cannot run here: the modules it needs that are not installed, or an empty string."""
+    absent = [module for module in cls.requires if not _installed(module)]
+    if not absent:
+        return ""
+    native = [module for module in absent if module.startswith("ra_bench.")]
+    return f"not compiled: {', '.join(native)}" if native else f"not installed: {', '.join(absent)}"
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _split_name(body: str) -> tuple[str, list[str]]:
+    """`NAME:a=1:b=2` → the name and the pairs; the `::` of FILE.py::Class is part of the name."""
+    file, double, rest = body.partition("::")
+    if double:
+        cls, *pairs = rest.split(":")
+        return f"{file}::{cls}", pairs
+    name, *pairs = body.split(":")
+    return name, pairs
+
+
+def _convert(spec: str, key: str, value: str, kind: Any) -> Any:
+    """`value` as the annotated type: bool, int, float, str, a Literal, or one of those or None."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise UsageError(f"index '{spec}': {key} must be one of {', '.join(options)}, got '{value}'")
+        return value
+    if NoneType in options:
+        return None if value == "none" else _convert(spec, key, value, options[0])
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise UsageError(f"index '{spec}': {key} must be true or false, got '{value}'")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"index '{spec}': {key} must be {kind.__name__}, got '{value}'") from None
+
+
+def _class_from_file(file: str, class_name: str) -> type[Index]:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"index '{file}::{class_name}': no such file '{file}'")
+    module_name = f"ra_bench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"index '{file}::{class_name}': '{file}' must be a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's code: anything can be raised
+        raise UsageError(f"index '{file}::{class_name}': importing the file failed: {error!r}") from error
+    classes = {name: cls for name, cls in vars(module).items() if _is_method(cls)}
+    if class_name not in classes:
+        raise unknown(f"class in '{file}'", class_name, classes)
+    return classes[class_name]
+
+
+def _only_class(module_name: str) -> type[Index]:
+    module = importlib.import_module(module_name)
+    own = [cls for cls in vars(module).values() if _is_method(cls) and cls.__module__ == module_name]
+    if len(own) != 1:
+        raise UsageError(f"{module_name} must define exactly one Index class, got {[c.__name__ for c in own]}")
+    return own[0]
+
+
+def _is_method(cls: Any) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, Index) and not inspect.isabstract(cls)
+
+
+def _checked_class(cls: Any, origin: str) -> type[Index]:
+    if not _is_method(cls):
+        raise UsageError(f"{origin} must be a concrete ra_bench.index.Index class, got {cls!r}")
+    return cls

@@ -1,0 +1,168 @@
+"""Geometry for inner product, as one axis for every index: `none`, `normalize`, `lift` (SPEC@lift).
+
+Graph construction prunes a neighbour that another kept neighbour is closer to. Under raw inner product the
+keys of largest norm are "closest" to everything, occlude all others, and the graph falls apart. `lift`
+repairs it and keeps the order of inner products exactly; `normalize` does not keep it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench.head import Head
+from ra_bench.index import Bytes, Found, Index
+
+# Later keys may be longer than any key seen at build; c is this much above the largest norm.
+LIFT_HEADROOM = 1.05
+
+
+class Transform(ABC):
+    """A map of keys and queries into the space in which an index is built; `fit` sees the keys only."""
+
+    clamped = 0  # inserted keys that did not fit the lift and were shortened
+
+    @abstractmethod
+    def fit(self, keys: np.ndarray) -> None:
+        """Learns what the map needs from `keys` (n, d)."""
+
+    @abstractmethod
+    def keys(self, keys: np.ndarray) -> np.ndarray:
+        """Maps `keys` (n, d) to (n, d'), float32."""
+
+    @abstractmethod
+    def queries(self, queries: np.ndarray) -> np.ndarray:
+        """Maps `queries` (m, d) to (m, d'), float32."""
+
+    def state(self) -> dict[str, float]:
+        """What `fit` learned, as JSON can hold it; `vars(transform).update` restores it."""
+        return dict(vars(self))
+
+
+class Normalize(Transform):
+    """k / |k|. Inner product becomes |q| cos(q, k): the order changes with the spread of norms."""
+
+    def fit(self, keys: np.ndarray) -> None:
+        pass
+
+    def keys(self, keys: np.ndarray) -> np.ndarray:
+        keys = keys.astype(np.float32)
+        norms = np.linalg.norm(keys, axis=1, keepdims=True)
+        return keys / np.maximum(norms, np.finfo(np.float32).tiny)
+
+    def queries(self, queries: np.ndarray) -> np.ndarray:
+        return np.asarray(queries, np.float32)
+
+
+class Lift(Transform):
+    """(k / c, sqrt(1 - |k / c|²)) and (q, 0): all keys on a sphere, q·k divided by c.
+
+    Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for
+    inner-product spaces", RecSys 2014, section 3. The order of inner products is kept exactly.
+    """
+
+    def __init__(self) -> None:
+        self.c = 1.0
+        self.clamped = 0
+
+    def fit(self, keys: np.ndarray) -> None:
+        largest = float(np.sqrt(_squared_norms(keys).max()))
+        self.c = largest * LIFT_HEADROOM if largest > 0 else 1.0
+        self.clamped = 0
+
+    def keys(self, keys: np.ndarray) -> np.ndarray:
+        lifted = np.empty((len(keys), keys.shape[1] + 1), np.float32)
+        np.divide(keys, self.c, out=lifted[:, :-1], casting="same_kind")
+        squared = _squared_norms(lifted[:, :-1])
+        too_long = squared > 1.0
+        if too_long.any():
+            self.clamped += int(too_long.sum())
+            lifted[too_long, :-1] /= np.sqrt(squared[too_long, None])
+        lifted[:, -1] = np.sqrt(np.maximum(1.0 - squared, 0.0))
+        return lifted
+
+    def queries(self, queries: np.ndarray) -> np.ndarray:
+        return np.pad(np.asarray(queries, np.float32), ((0, 0), (0, 1)))
+
+
+TRANSFORMS: dict[str, type[Transform]] = {"normalize": Normalize, "lift": Lift}
+
+
+class Transformed(Index):
+    """Any index, built on transformed keys and asked with transformed queries (SPEC@TRANSFORM).
+
+    `attend` gathers from the original rows, so its output is exact over what the inner index found.
+    """
+
+    def __init__(self, inner: Index, transform: Transform) -> None:
+        self.inner = inner
+        self.transform = transform
+        self.learn_queries = inner.learn_queries
+        self.learn_neighbors = inner.learn_neighbors
+
+    def build(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
+        about: Head | None = None,
+    ) -> None:
+        """Fits the transform to `keys` and builds the inner index on what it makes of them."""
+        super().build(keys, values, queries, about)
+        self.inner.threads, self.inner.seed = self.threads, self.seed
+        self.transform.fit(self.keys)
+        learn = None if queries is None else self.transform.queries(queries)
+        # The rotary embedding no longer applies to transformed vectors.
+        about = None if about is None else replace(about, rope=None)
+        self.inner.build(self.transform.keys(self.keys), None, learn, about)
+        self._release()
+
+    def search(self, queries: np.ndarray, k: int | None, **effort: Any) -> Found:
+        """The inner index's search with transformed queries."""
+        return self.inner.search(self.transform.queries(queries), k, **effort)
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """The inner index's sweep."""
+        return self.inner.effort_sweep(n, k)
+
+    def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Inserts transformed keys; a key beyond the lift's headroom is shortened and counted."""
+        self.inner.insert(self.transform.keys(keys))
+        self.keep_inserted(keys, values)
+        self._release()
+
+    def _release(self) -> None:
+        """Drops the transformed rows where the inner index's library keeps its own copy of them."""
+        if self.inner.copies_keys:
+            self.inner.keys = self.inner.keys[:0]
+            self.inner._buffers = {}
+
+    def observe(self, queries: np.ndarray) -> None:
+        """Passes the step's queries on."""
+        self.inner.observe(self.transform.queries(queries))
+
+    @property
+    def nbytes(self) -> Bytes:
+        """The inner index's memory and its transformed copy of the keys, unless it holds its own."""
+        inner = self.inner.nbytes
+        return Bytes(inner.host + self.inner.keys.nbytes, inner.device)
+
+    def save_state(self, folder: Path) -> None:
+        """Saves the inner index in a subfolder."""
+        self.inner.save(folder / "inner")
+        np.savez(folder / "transform.npz", **self.transform.state())  # type: ignore[arg-type]
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        """Loads the inner index from its subfolder."""
+        self.inner = type(self.inner).load(folder / "inner", mmap)
+        with np.load(folder / "transform.npz") as state:
+            vars(self.transform).update({name: state[name].item() for name in state.files})
+
+
+def _squared_norms(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32, copy=False)
+    return np.einsum("nd,nd->n", rows, rows)
