@@ -20,7 +20,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -69,9 +69,11 @@ class Bytes(NamedTuple):
     device: int = 0
 
 
-@dataclass
 class Index(ABC):
-    """An index over the keys of one KV head. Dataclass fields are build settings; `__init__` only stores."""
+    """An index over the keys of one KV head.
+
+    Subclasses are dataclasses: their fields are the build settings, and `__init__` only stores.
+    """
 
     # What a method is, for `ra-bench list` and the README's table. `requires` names the modules it imports.
     kind: ClassVar[str] = "search"
@@ -192,7 +194,7 @@ class Index(ABC):
         about = {
             "class": type(self).__name__,
             "spec": self.spec,
-            "settings": asdict(self),
+            "settings": asdict(self) if is_dataclass(self) else {},
             "group": self.group,
             "has_values": self.values is not None,
         }

@@ -126,7 +126,7 @@ def parse(text: str) -> Spec:
         elif key in efforts:
             effort[key] = _convert(text, key, value, efforts[key])
         else:
-            raise unknown(f"setting of index '{name}'", key, [*fields, *efforts])
+            raise unknown(f"'{name}' setting", key, [*fields, *efforts])
     return Spec(name, settings, effort, transform)
 
 
@@ -158,7 +158,9 @@ def names() -> dict[str, str | EntryPoint]:
     if NO_PLUGINS_VARIABLE not in os.environ:
         for point in entry_points(group=ENTRY_POINT_GROUP):
             if point.name in found:
-                raise UsageError(f"two indexes are named '{point.name}': {found[point.name]} and {point.value}")
+                raise UsageError(
+                    f"two indexes are named '{point.name}': {found[point.name]} and {point.value}"
+                )
             found[point.name] = point
     return dict(sorted(found.items()))
 
@@ -189,7 +191,9 @@ def info(name: str) -> Info:
         return Info(name, "", "", "", "", False, False, False, str(error))
     reason = missing(cls)
     idea = (inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n")[0]
-    return Info(name, cls.kind, cls.paper, idea, cls.where, cls.query_aware, cls.can_insert, not reason, reason)
+    return Info(
+        name, cls.kind, cls.paper, idea, cls.where, cls.query_aware, cls.can_insert, not reason, reason
+    )
 
 
 def missing(cls: type[Index]) -> str:
@@ -261,7 +265,9 @@ def _only_class(module_name: str) -> type[Index]:
     module = importlib.import_module(module_name)
     own = [cls for cls in vars(module).values() if _is_method(cls) and cls.__module__ == module_name]
     if len(own) != 1:
-        raise UsageError(f"{module_name} must define exactly one Index class, got {[c.__name__ for c in own]}")
+        raise UsageError(
+            f"{module_name} must define exactly one Index class, got {[c.__name__ for c in own]}"
+        )
     return own[0]
 
 
