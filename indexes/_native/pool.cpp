@@ -1,0 +1,150 @@
+#include "pool.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ra_bench {
+namespace {
+
+constexpr int kMaxThreads = 256;
+// How often an idle thread looks for work before it sleeps, some 20 µs: the next call of a decode loop
+// follows sooner than the system wakes a thread, but a spinning thread takes a core from others.
+constexpr int kSpins = 500;
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// One parallel_for; lives on its caller's stack.
+struct Job {
+  const std::function<void(int64_t, int64_t, int)>* body;
+  int64_t count, grain;
+  int workers;                  // as many threads as may take part, the caller included
+  int joined = 1;               // guarded by Pool::mutex
+  std::atomic<int> running{0};  // workers inside, the caller not counted
+  std::atomic<int64_t> next{0};
+  std::exception_ptr error;     // guarded by error_mutex
+  std::mutex error_mutex;
+
+  void run(int worker) {
+    while (true) {
+      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= count) return;
+      try {
+        (*body)(begin, std::min(begin + grain, count), worker);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(error_mutex);
+        if (!error) error = std::current_exception();
+        next.store(count, std::memory_order_relaxed);
+      }
+    }
+  }
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::vector<Job*> jobs;         // that still want workers
+  std::atomic<int> open{0};       // jobs.size(), to be looked at without the lock
+  int started = 0;
+
+  void work() {
+    while (true) {
+      for (int spin = 0; spin < kSpins && open.load(std::memory_order_relaxed) == 0; ++spin) relax();
+      Job* job;
+      int worker;
+      {
+        std::unique_lock<std::mutex> lock(mutex);
+        wake.wait(lock, [&] { return !jobs.empty(); });
+        job = jobs.front();
+        worker = job->joined++;
+        job->running.fetch_add(1, std::memory_order_relaxed);
+        if (job->joined == job->workers) close(job);
+      }
+      job->run(worker);
+      job->running.fetch_sub(1, std::memory_order_release);  // the job may be gone from here on
+    }
+  }
+
+  void close(Job* job) {  // under the lock
+    const auto at = std::find(jobs.begin(), jobs.end(), job);
+    if (at == jobs.end()) return;
+    jobs.erase(at);
+    open.store(static_cast<int>(jobs.size()), std::memory_order_relaxed);
+  }
+
+  void run(Job& job) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      for (; started < job.workers - 1; ++started) std::thread([this] { work(); }).detach();
+      jobs.push_back(&job);
+      open.store(static_cast<int>(jobs.size()), std::memory_order_relaxed);
+    }
+    if (job.workers == 2) wake.notify_one();
+    else wake.notify_all();
+    job.run(0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      close(&job);
+    }
+    for (int spin = 0; job.running.load(std::memory_order_acquire); ++spin) {
+      if (spin < kSpins) relax();
+      else std::this_thread::yield();
+    }
+  }
+};
+
+// Never destroyed: its detached threads may wait on it until the process is gone.
+std::atomic<Pool*> the_pool{nullptr};
+
+void forget_pool() { the_pool = nullptr; }  // a forked child has none of the threads, and maybe a held lock
+
+Pool& pool() {
+  Pool* found = the_pool.load(std::memory_order_acquire);
+  if (found) return *found;
+  static std::mutex making;
+  const std::lock_guard<std::mutex> lock(making);
+  if (!the_pool.load()) {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+    (void)registered;
+#endif
+    the_pool = new Pool;
+  }
+  return *the_pool.load();
+}
+
+}  // namespace
+
+void parallel_for(int threads, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t, int)>& body) {
+  grain = std::max<int64_t>(grain, 1);
+  const int64_t chunks = (count + grain - 1) / grain;
+  const int workers = static_cast<int>(std::min<int64_t>({threads, chunks, kMaxThreads}));
+  if (workers <= 1) {
+    for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count), 0);
+    return;
+  }
+  Job job;
+  job.body = &body;
+  job.count = count;
+  job.grain = grain;
+  job.workers = workers;
+  pool().run(job);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace ra_bench
