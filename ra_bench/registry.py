@@ -133,7 +133,7 @@ def parse(text: str) -> Spec:
 def settings_of(cls: type[Index]) -> dict[str, Any]:
     """Build settings of a method: name → type."""
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
 
 
 def effort_of(cls: type[Index]) -> dict[str, Any]:

@@ -1,0 +1,193 @@
+"""`ra-bench`: verbs and their arguments, nothing else. stdout is for results, stderr for progress.
+
+Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot be done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ra_bench.errors import RaBenchError, UsageError
+
+app = typer.Typer(
+    help="Which index should serve an LLM's attention, and what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
+
+
+@app.command()
+def compare(
+    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
+    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of the data set, as 0,8-11. Default: all.")
+    ] = None,
+    kv_heads: Annotated[str | None, typer.Option(help="KV heads, as 0,2-3. Default: all.")] = None,
+    split: Annotated[
+        Literal["honest", "random"], typer.Option(help="random: learn from neighbours of test queries too.")
+    ] = "honest",
+    max_queries: Annotated[int, typer.Option(help="Test query rows a head.")] = 1024,
+    causal_learn: Annotated[
+        bool, typer.Option("--causal-learn", help="Learn queries see only keys before them.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Threads of build and throughput; latency is one thread.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed passes over the test queries.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of split and indexes.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds a unit may take.")] = 1800.0,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="Memory a unit may use. Default: 80 % of all.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compares indexes on the same heads: quality against cost."""
+    from ra_bench import compare as comparison
+    from ra_bench.datasets.sample import sample_path
+    from ra_bench.progress import Progress, total_memory_bytes
+    from ra_bench.registry import split as split_specs
+    from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
+    from ra_bench.table import failures, tables
+
+    plan = comparison.make_plan(
+        comparison.Settings(
+            indexes=tuple(split_specs(indexes)),
+            data=str(data or sample_path()),
+            ks=tuple(sorted(set(_integers("--k", k)))),
+            layers=None if layers is None else tuple(_integers("--layers", layers)),
+            kv_heads=None if kv_heads is None else tuple(_integers("--kv-heads", kv_heads)),
+            split=split,
+            max_queries=max_queries,
+            causal_learn=causal_learn,
+            threads=threads,
+            repeats=repeats,
+            seed=seed,
+            timeout_s=timeout,
+            memory_bytes=int(memory_gb * 1e9) if memory_gb else int(total_memory_bytes() * 0.8),
+        )
+    )
+    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
+    path = results or Path("results") / name
+    if dry_run:
+        for unit in plan.units:
+            out.print(unit.name, highlight=False)
+        return
+    folder = ResultFolder(path, plan.identity)
+    done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
+    with Progress(err, len(plan.units), done, path) as progress:
+        rows = comparison.run_plan(plan, folder, progress, force)
+    if as_json:
+        for row in rows:
+            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
+    else:
+        for table in tables(rows):
+            out.print(table)
+        out.print(f"{len(rows)} rows in {path}/rows", highlight=False)
+    failed = failures(rows)
+    for line in failed:
+        err.print(f"[red]failed[/red] {line}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_indexes(as_json: Json = False) -> None:
+    """Lists the registry: every index, what it is, and whether it can run here."""
+    from ra_bench.registry import info, names
+
+    infos = [info(name) for name in names()]
+    if as_json:
+        for one in infos:
+            print(json.dumps(asdict(one)))
+        return
+    table = Table(pad_edge=False)
+    for column in ("name", "kind", "query-aware", "insert", "where", "idea", "paper"):
+        table.add_column(column)
+    for one in infos:
+        flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
+        idea = one.idea if one.available else f"unavailable: {one.reason}"
+        table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
+    Console().print(table)
+
+
+@app.command()
+def check(
+    specs: Annotated[list[str], typer.Argument(help="Index specs, or 'all'.")], as_json: Json = False
+) -> None:
+    """Checks indexes against the contract that all of them pass."""
+    from ra_bench.conformance import check as run_checks
+    from ra_bench.registry import create, info, names
+
+    chosen = list(specs)
+    if "all" in chosen:
+        chosen = [name for name in names() if info(name).available]
+    for spec in chosen:
+        create(spec)
+    failed = 0
+    for spec in chosen:
+        results = run_checks(spec)
+        bad = [result for result in results if not result.passed]
+        failed += len(bad)
+        if as_json:
+            for result in results:
+                print(json.dumps({"index": spec} | asdict(result)))
+            continue
+        out.print(f"{spec}: {len(results) - len(bad)} of {len(results)} checks passed", highlight=False)
+        for result in bad:
+            out.print(f"  failed: {result.name}: {result.detail}", highlight=False, markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; every error a user can cause is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except RaBenchError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> Any:
+    err.print(f"ra-bench: {message}", markup=False)
+    sys.exit(code)
+
+
+def _integers(option: str, text: str) -> list[int]:
+    """`0,8-11` → [0, 8, 9, 10, 11]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (
+            part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
+        )
+        try:
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise UsageError(f"{option} must be numbers such as 0,8-11, got '{text}'") from None
+    return numbers

@@ -1,0 +1,257 @@
+"""The main path: a plan of units (data, head, index, settings), each measured in a process of its own.
+
+For each head, one child computes the bundle (truth, neighbours of learn queries), then one child a unit
+measures an index on it. Rows land as each unit ends; a plan that is run again measures what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ra_bench.engine.local import Limits, Outcome, run_unit
+from ra_bench.environment import environment, machine_class
+from ra_bench.errors import UsageError
+from ra_bench.index import Index
+from ra_bench.measure import Job, measure
+from ra_bench.prepare import Bundle, Request, prepare, wants
+from ra_bench.registry import Spec, create, index_class, parse
+from ra_bench.results import SCHEMA_VERSION, ResultFolder, Row, content_address
+from ra_bench.split import SplitName
+from ra_bench.vectors import DataSet, HeadName
+
+# On every chart: the oracle and the floors.
+ALWAYS = ("flat", "window", "random")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare; the command line's arguments, checked."""
+
+    indexes: tuple[str, ...]
+    data: str
+    ks: tuple[int, ...] = (100, 1000)
+    layers: tuple[int, ...] | None = None
+    kv_heads: tuple[int, ...] | None = None
+    split: SplitName = "honest"
+    max_queries: int = 1024
+    causal_learn: bool = False
+    threads: int = 1
+    repeats: int = 3
+    seed: int = 0
+    timeout_s: float = 1800.0
+    memory_bytes: int = 16 << 30
+
+    def identity(self, data_hash: str) -> dict[str, Any]:
+        """What all rows of one result folder share; index and head may differ from command to command."""
+        shared = ("ks", "split", "max_queries", "causal_learn", "threads", "repeats", "seed")
+        facts = {name: getattr(self, name) for name in shared}
+        facts["ks"] = list(self.ks)
+        return {"verb": "compare", "data_hash": data_hash, "schema": SCHEMA_VERSION} | facts
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One index on one head: what a child process measures, addressed by its content."""
+
+    head: HeadName
+    spec: Spec
+    address: str
+
+    @property
+    def name(self) -> str:
+        """The unit as a person reads it."""
+        return f"{self.spec} on {self.head}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of a comparison, head by head."""
+
+    settings: Settings
+    data: DataSet
+    specs: list[Spec]
+    units: list[Unit]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result folder of this plan holds."""
+        return self.settings.identity(self.data.hash)
+
+
+class Watcher(Protocol):
+    """Is told how the run goes on; the command line shows it."""
+
+    def start(self, name: str) -> None:
+        """A child process starts."""
+
+    def end(self, name: str, status: str, reason: str) -> None:
+        """It ended."""
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Checks everything that can be checked before anything runs; raises UsageError."""
+    if min(settings.ks) < 1:
+        raise UsageError(f"--k must be at least 1, got {min(settings.ks)}")
+    for name in ("threads", "repeats", "max_queries"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(settings, name)}")
+    specs = _with_company([parse(text) for text in settings.indexes])
+    for spec in specs:
+        create(spec)
+    data = DataSet.open(settings.data)
+    heads = data.select(layers=settings.layers, kv_heads=settings.kv_heads)
+    shared = settings.identity(data.hash) | {"machine": machine_class()}
+    units = [
+        Unit(head, spec, content_address(shared | _unit_content(head, spec)))
+        for head in heads
+        for spec in specs
+    ]
+    return Plan(settings, data, specs, units)
+
+
+def run_plan(plan: Plan, folder: ResultFolder, watcher: Watcher, force: bool = False) -> list[Row]:
+    """Measures the units whose rows have not landed yet (all with `force`); returns all rows of the plan."""
+    for head in dict.fromkeys(unit.head for unit in plan.units):
+        todo = [u for u in plan.units if u.head == head and (force or not folder.has(u.address))]
+        if todo:
+            _run_head(plan, head, todo, folder, watcher)
+    return folder.read(unit.address for unit in plan.units)
+
+
+def prepare_task(arguments: dict[str, Any], _: Callable[[Row], None]) -> str:
+    """What the child of a head's bundle runs."""
+    request = arguments["request"]
+    request |= {"head": tuple(request["head"]), "learn": {int(n): k for n, k in request["learn"].items()}}
+    return prepare(Request(**request), Path(arguments["folder"]))
+
+
+def measure_task(arguments: dict[str, Any], land: Callable[[Row], None]) -> Row:
+    """What the child of a unit runs."""
+    return measure(Job(**arguments | {"ks": tuple(arguments["ks"])}), land)
+
+
+def _run_head(plan: Plan, head: HeadName, todo: list[Unit], folder: ResultFolder, watcher: Watcher) -> None:
+    settings = plan.settings
+    with tempfile.TemporaryDirectory(prefix="ra-bench-head-") as scratch:
+        bundle = Path(scratch, "bundle")
+        outcome = _prepare(plan, head, bundle, folder, watcher)
+        if outcome.status != "ok" and outcome.exit_code == 2:
+            raise UsageError(outcome.reason)
+        skipped = outcome.result if outcome.status == "ok" else ""
+        facts = _head_facts(plan, head, bundle if outcome.status == "ok" and not skipped else None)
+        for unit in todo:
+            if outcome.status == "ok" and not skipped:
+                job = Job(
+                    str(unit.spec),
+                    str(bundle),
+                    settings.ks,
+                    settings.threads,
+                    settings.repeats,
+                    settings.seed,
+                )
+                limits = Limits(settings.timeout_s, settings.memory_bytes, settings.threads)
+                watcher.start(unit.name)
+                log = folder.log_file(unit.address)
+                ended = run_unit("ra_bench.compare:measure_task", asdict(job), limits, log)
+            elif skipped:
+                ended = Outcome("skipped", skipped)
+            else:
+                ended = Outcome(outcome.status, f"preparing the head: {outcome.reason}", outcome.exit_code)
+            folder.write(unit.address, _rows(plan, unit, facts, ended))
+            watcher.end(unit.name, ended.status, ended.reason)
+
+
+def _prepare(plan: Plan, head: HeadName, bundle: Path, folder: ResultFolder, watcher: Watcher) -> Outcome:
+    settings = plan.settings
+    wished = [create(spec) for spec in plan.specs]
+    request = Request(
+        data=str(plan.data.path),
+        head=(head.document, head.layer, head.kv_head),
+        split=settings.split,
+        max_queries=settings.max_queries,
+        k_max=max(settings.ks),
+        causal_learn=settings.causal_learn,
+        learn=wants([(index.learn_queries, index.learn_neighbors) for index in wished]),
+        seed=settings.seed,
+    )
+    name = f"truth of {head}"
+    watcher.start(name)
+    limits = Limits(settings.timeout_s, settings.memory_bytes, environment()["cores"])
+    log = folder.log_file(f"truth-{head.document}-{head.layer}-{head.kv_head}")
+    arguments = {"request": asdict(request), "folder": str(bundle)}
+    outcome = run_unit("ra_bench.compare:prepare_task", arguments, limits, log)
+    watcher.end(name, outcome.status, outcome.reason)
+    return outcome
+
+
+def _head_facts(plan: Plan, head: HeadName, bundle: Path | None) -> Row:
+    facts: Row = {
+        "data": plan.data.path.resolve().name,
+        "data_hash": plan.data.hash,
+        "document": head.document,
+        "layer": head.layer,
+        "kv_head": head.kv_head,
+        "split": plan.settings.split,
+        "machine": machine_class(),
+        "environment": json.dumps(environment()),
+        "schema": SCHEMA_VERSION,
+    }
+    if bundle is None:
+        return facts
+    opened = Bundle(bundle)
+    return facts | {
+        "model": opened.facts["about"]["model"],
+        "group": opened.facts["about"]["group"],
+        "n": len(opened.keys),
+        "d": opened.keys.shape[1],
+        "key_type": opened.facts["dtype"],
+        "test_queries": len(opened.test_queries),
+    }
+
+
+def _rows(plan: Plan, unit: Unit, head_facts: Row, ended: Outcome) -> Iterable[Row]:
+    """A row for each setting measured; one more that tells why, where the unit did not end well."""
+    same = head_facts | {"unit": unit.address, "index": str(unit.spec), "transform": unit.spec.transform}
+    same |= {"threads": plan.settings.threads, "seed": plan.settings.seed}
+    for row in ended.rows:
+        yield same | row | (ended.result or {}) | {"status": "ok"}
+    if ended.status != "ok":
+        yield same | {"status": ended.status, "reason": ended.reason}
+
+
+def _with_company(specs: list[Spec]) -> list[Spec]:
+    """The specs, the lifted twin of each graph on raw inner product, then the oracle and the floors."""
+    company: list[Spec] = []
+    for spec in specs:
+        company.append(spec)
+        if index_class(spec.name).needs_lift and spec.transform == "none":
+            company.append(spec.with_transform("lift"))
+    company += [Spec(name) for name in ALWAYS]
+    return list({str(spec): spec for spec in company}.values())
+
+
+def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
+    cls = index_class(spec.name)
+    return {"head": list(head), "index": str(spec), "source": source_hash(cls)}
+
+
+def source_hash(cls: type[Index]) -> str:
+    """Content hash of a method's own code, compiled parts included: changed code is measured anew."""
+    source = Path(inspect.getfile(cls))
+    files = [source]
+    for module in cls.requires:
+        found = importlib.util.find_spec(module) if module.startswith("ra_bench.") else None
+        if found is not None and found.origin:
+            files.append(Path(found.origin))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

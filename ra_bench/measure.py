@@ -1,0 +1,180 @@
+"""One unit of `compare`: builds one index on one prepared head and measures its whole effort sweep.
+
+Runs in a process of its own. The index gets keys, values, learn queries and one block of test queries a
+call; scores, masses and truth stay on this side.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench import metrics
+from ra_bench.attention import merge
+from ra_bench.index import Found, Index, Partial
+from ra_bench.prepare import Bundle
+from ra_bench.registry import create, parse
+from ra_bench.results import Row
+from ra_bench.timing import Passes, queries_per_second, timed_passes
+from ra_bench.truth import scores_of
+
+INSERT_BLOCK_TOKENS = 64
+# A sweep ends once it finds practically everything: dearer settings cannot tell more.
+ENOUGH_RECALL = 0.9995
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure: an index spec on the bundle in a folder."""
+
+    spec: str
+    bundle: str
+    ks: tuple[int, ...]
+    threads: int
+    repeats: int
+    seed: int
+
+
+def measure(job: Job, land: Callable[[Row], None]) -> Row:
+    """Hands each setting's row to `land` as it is measured; returns what holds for all rows of the unit."""
+    bundle = Bundle(Path(job.bundle))
+    spec = parse(job.spec)
+    index = create(spec, job.threads, job.seed)
+    learn, about = bundle.learn_inputs(index.learn_queries)
+    keys, values = np.array(bundle.keys), np.array(bundle.values)
+    index.warm_up(keys.shape[1])
+    started = time.perf_counter()
+    index.build(keys, values, learn, about)
+    build_s = time.perf_counter() - started
+    memory = index.nbytes
+    unit_row = {
+        "transform": spec.transform,
+        "settings": json.dumps(_settings(index)),
+        "threads": job.threads,
+        "seed": job.seed,
+        "learn_queries": 0 if learn is None else len(learn),
+        "build_s": build_s,
+        "knn_s": bundle.facts["knn_s"].get(str(index.learn_queries)) if learn is not None else None,
+        "host_bytes": memory.host,
+        "device_bytes": memory.device,
+        "static_mass": float(np.mean(bundle.static_mass)),
+    }
+    for k in job.ks:
+        efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
+        for rank, effort in enumerate(efforts):
+            row = measure_setting(index, bundle, k, effort, job.repeats)
+            land(unit_row | row | {"k": k, "effort": json.dumps(effort), "effort_rank": rank})
+            if row["recall"] >= ENOUGH_RECALL:
+                break
+    return {
+        "insert_us_per_key": _insert_us_per_key(index, bundle) if type(index).can_insert else None,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def measure_setting(index: Index, bundle: Bundle, k: int, effort: dict[str, Any], repeats: int) -> Row:
+    """Quality and cost of one search setting, from the same timed calls."""
+    queries = np.array(bundle.test_queries)
+    blocks = np.split(queries, len(queries) // index.group)
+    searches = timed_passes(lambda block: index.search(block, k, **effort), blocks, repeats)
+    attends = timed_passes(lambda block: index.attend(block, k, **effort), blocks, repeats)
+    rate = queries_per_second(lambda all_rows: index.search(all_rows, k, **effort), queries, repeats)
+    ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in searches.results]
+    return {
+        "repeats": len(ids),
+        "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]),
+        "queries_per_s": rate,
+        **_search_quality(bundle, queries, ids[0], k),
+        **_attend_quality(bundle, attends.results[0]),
+        **_work(searches.results[0], attends.results[0]),
+        **_latency("search", searches),
+        **_latency("attend", attends),
+    }
+
+
+def _search_quality(bundle: Bundle, queries: np.ndarray, ids: np.ndarray, k: int) -> Row:
+    true = bundle.true_scores[:, :k]
+    found = metrics.distinct_scores(ids, scores_of(queries, bundle.keys, ids))
+    recall = metrics.recall(found, true)
+    mass = metrics.mass(found, bundle.index_lse)
+    in_total = mass * metrics.share_of(bundle.index_lse, bundle.total_lse) + bundle.static_mass
+    return {
+        "recall": float(recall.mean()),
+        "recall_p05": float(np.percentile(recall, 5)),
+        "no_hit_share": float((recall == 0).mean()),
+        "mass_of_indexed": float(mass.mean()),
+        "mass_total": float(in_total.mean()),
+        "recall_by_query": recall.tolist(),
+        "mass_total_by_query": in_total.tolist(),
+    }
+
+
+def _attend_quality(bundle: Bundle, parts: Sequence[Partial]) -> Row:
+    output = np.concatenate([part.output for part in parts])
+    lse = np.concatenate([part.lse for part in parts])
+    merged, _ = merge([(output, lse), (bundle.static_output, bundle.static_lse)])
+    error = metrics.output_error(merged, bundle.total_output)
+    return {
+        "output_error": float(error.mean()),
+        "output_error_p95": float(np.percentile(error, 95)),
+        "output_error_index": float(metrics.output_error(output, bundle.index_output).mean()),
+        "output_error_by_query": error.tolist(),
+    }
+
+
+def _work(searches: Sequence[Found], attends: Sequence[Partial]) -> Row:
+    return {
+        "keys_read": _mean([found.work.keys_read for found in searches]),
+        "exact": _mean([found.work.exact for found in searches]),
+        "search_bytes": _mean([found.work.bytes_read for found in searches]),
+        "attend_bytes": _mean([part.work.bytes_read for part in attends]),
+        "attended": _mean([part.work.attended for part in attends]),
+    }
+
+
+def _mean(counts: Sequence[np.ndarray | None]) -> float | None:
+    known = [count for count in counts if count is not None]
+    return float(np.concatenate(known).mean()) if len(known) == len(counts) else None
+
+
+def _latency(name: str, passes: Passes) -> Row:
+    p50, p95, p99 = np.percentile(passes.samples_us, [50, 95, 99]).tolist()
+    samples = passes.samples_us.ravel().tolist()
+    return {
+        f"{name}_p50_us": p50,
+        f"{name}_p95_us": p95,
+        f"{name}_p99_us": p99,
+        f"{name}_us_samples": samples,
+    }
+
+
+def _insert_us_per_key(index: Index, bundle: Bundle) -> float | None:
+    """Time per key of inserting the recent window, as decoding would: in blocks, after all searches."""
+    keys, values = np.array(bundle.recent_keys), np.array(bundle.recent_values)
+    starts = range(0, len(keys) - INSERT_BLOCK_TOKENS + 1, INSERT_BLOCK_TOKENS)
+    if not starts:
+        return None
+    started = time.perf_counter()
+    for start in starts:
+        block = slice(start, start + INSERT_BLOCK_TOKENS)
+        index.insert(keys[block], values[block])
+    return (time.perf_counter() - started) * 1e6 / (len(starts) * INSERT_BLOCK_TOKENS)
+
+
+def _settings(index: Index) -> dict[str, Any]:
+    inner = getattr(index, "inner", index)
+    return asdict(inner) if is_dataclass(inner) and not isinstance(inner, type) else {}
+
+
+def _distinct(efforts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: dict[str, dict[str, Any]] = {}
+    for effort in efforts:
+        seen.setdefault(json.dumps(effort, sort_keys=True), effort)
+    return list(seen.values())

@@ -1,0 +1,193 @@
+"""One row a measurement: the schema, and the folder in which rows land as each unit ends.
+
+    OUT/run.json            what the run measures; a folder of another run is refused
+    OUT/rows/UNIT.parquet   the rows of one unit, written whole or not at all
+    OUT/log/UNIT.log        what the unit's process printed
+
+A unit is addressed by the content of what was run, so the same command continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ra_bench.errors import RunError, UsageError
+
+SCHEMA_VERSION = 1
+
+_SAMPLES = pa.list_(pa.float32())
+_TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+# Column → type and meaning. Per-query quantities are means over test queries unless their name says more;
+# `_by_query` and `_samples` keep every value. None where a quantity is not defined or a library hides it.
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "unit": (_TEXT, "content address of the unit"),
+    "status": (_TEXT, "ok, failed, timeout or oom"),
+    "reason": (_TEXT, "why it is not ok, in one line"),
+    "data": (_TEXT, "name of the data set"),
+    "data_hash": (_TEXT, "content hash of the data set"),
+    "model": (_TEXT, "model that made the vectors"),
+    "document": (_TEXT, "document of the data set"),
+    "layer": (_COUNT, "decoder layer"),
+    "kv_head": (_COUNT, "KV head"),
+    "group": (_COUNT, "query heads per KV head (G)"),
+    "n": (_COUNT, "keys in the index"),
+    "d": (_COUNT, "head dimension"),
+    "key_type": (_TEXT, "type of the stored keys"),
+    "split": (_TEXT, "honest or random"),
+    "test_queries": (_COUNT, "test query rows"),
+    "index": (_TEXT, "spec string, without effort"),
+    "transform": (_TEXT, "none, normalize or lift"),
+    "settings": (_TEXT, "build settings, JSON"),
+    "effort": (_TEXT, "search settings, JSON"),
+    "effort_rank": (_COUNT, "place in the method's sweep, cheap to dear"),
+    "k": (_COUNT, "results asked for"),
+    "threads": (_COUNT, "threads of build and of the throughput call; latency is one thread"),
+    "seed": (_COUNT, "seed of split and index"),
+    "repeats": (_COUNT, "timed passes over the test queries"),
+    "repeatable": (_FLAG, "all passes found the same ids"),
+    "learn_queries": (_COUNT, "learn query rows given to build"),
+    "recall": (_REAL, "share of the exact top-k found"),
+    "recall_p05": (_REAL, "recall of the 5th-percentile query"),
+    "no_hit_share": (_REAL, "share of queries with none of the exact top-k"),
+    "mass_of_indexed": (_REAL, "softmax mass of the found keys over that of the index"),
+    "mass_total": (_REAL, "softmax mass of found and static keys over that of all"),
+    "static_mass": (_REAL, "softmax mass of sinks and recent tokens over that of all"),
+    "output_error": (_REAL, "|o'-o|/|o|, static part merged"),
+    "output_error_p95": (_REAL, "output_error of the 95th-percentile query"),
+    "output_error_index": (_REAL, "|o'-o|/|o| of the index's part alone"),
+    "attended": (_REAL, "indexed keys in the softmax"),
+    "keys_read": (_REAL, "distinct keys touched in any form"),
+    "exact": (_REAL, "full dot products"),
+    "search_bytes": (_REAL, "bytes read by search"),
+    "attend_bytes": (_REAL, "bytes read by attend, search included"),
+    "search_p50_us": (_REAL, "search time per query of one-token calls, median"),
+    "search_p95_us": (_REAL, "the same, 95th percentile"),
+    "search_p99_us": (_REAL, "the same, 99th percentile"),
+    "attend_p50_us": (_REAL, "attend time per query of one-token calls, median"),
+    "attend_p95_us": (_REAL, "the same, 95th percentile"),
+    "attend_p99_us": (_REAL, "the same, 99th percentile"),
+    "queries_per_s": (_REAL, "search throughput, all test queries in one call, on `threads`"),
+    "build_s": (_REAL, "build time, without the neighbours of the learn queries"),
+    "knn_s": (_REAL, "exact neighbours of the learn queries, shared by the indexes that want them"),
+    "insert_us_per_key": (_REAL, "time per inserted key, in blocks of 64"),
+    "host_bytes": (_COUNT, "index memory beyond the key and value rows"),
+    "device_bytes": (_COUNT, "the same on the device"),
+    "peak_bytes": (_COUNT, "largest resident set of the unit's process"),
+    "recall_by_query": (_SAMPLES, "recall of each test query"),
+    "mass_total_by_query": (_SAMPLES, "mass_total of each test query"),
+    "output_error_by_query": (_SAMPLES, "output_error of each test query"),
+    "search_us_samples": (_SAMPLES, "search time per query of each call of each pass"),
+    "attend_us_samples": (_SAMPLES, "attend time per query of each call of each pass"),
+    "environment": (_TEXT, "machine and versions, JSON"),
+    "machine": (_TEXT, "what decides latency: CPU, cores, GPU"),
+    "schema": (_COUNT, "schema version of the row"),
+}
+SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()])
+LONG_COLUMNS = [name for name, (kind, _) in COLUMNS.items() if kind == _SAMPLES]
+
+Row = dict[str, Any]
+
+
+def content_address(content: Mapping[str, Any]) -> str:
+    """A short stable name for what is run: equal content, equal name."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ResultFolder:
+    """The folder of one run. Raises UsageError where it holds something else, RunError where disk fails."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        marker = path / "run.json"
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--out must be a folder, got the file '{path}'")
+        if marker.exists():
+            _refuse_another_run(marker, identity)
+        elif path.exists() and any(path.iterdir()):
+            raise UsageError(
+                f"--out must be a new folder or one of the same run, got '{path}' with other files"
+            )
+        try:
+            (path / "rows").mkdir(parents=True, exist_ok=True)
+            (path / "log").mkdir(exist_ok=True)
+            if not marker.exists():
+                write_whole(marker, json.dumps(identity, indent=1).encode())
+        except OSError as error:
+            raise RunError(f"--out '{path}' cannot be written: {error.strerror}") from error
+
+    def log_file(self, unit: str) -> Path:
+        """Where the unit's process may print."""
+        return self.path / "log" / f"{unit}.log"
+
+    def has(self, unit: str) -> bool:
+        """Whether the unit's rows have landed."""
+        return self._file(unit).exists()
+
+    def write(self, unit: str, rows: Iterable[Row]) -> None:
+        """Lands the rows of one unit, whole or not at all."""
+        table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], SCHEMA)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        try:
+            write_whole(self._file(unit), sink.getvalue().to_pybytes())
+        except OSError as error:
+            raise RunError(
+                f"--out '{self.path}' cannot be written: {error.strerror}; rows so far are kept"
+            ) from error
+
+    def read(self, units: Iterable[str]) -> list[Row]:
+        """The rows of those of `units` that have landed. Raises RunError naming a damaged file."""
+        rows: list[Row] = []
+        for unit in units:
+            if self.has(unit):
+                rows += _read_rows(self._file(unit))
+        return rows
+
+    def _file(self, unit: str) -> Path:
+        return self.path / "rows" / f"{unit}.parquet"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, also after a crash or a full disk."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"'{path}' is damaged ({error}); delete it and run the same command again") from error
+    if table.schema != SCHEMA:
+        raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
+    return table.to_pylist()
+
+
+def _refuse_another_run(marker: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        there = json.loads(marker.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out: '{marker}' cannot be read: {error}") from error
+    for name, value in identity.items():
+        if there.get(name) != value:
+            raise UsageError(
+                f"--out '{marker.parent}' holds another run: its {name} is {there.get(name)!r},"
+                f" not {value!r}; name another folder"
+            )

@@ -1,0 +1,117 @@
+"""Which keys are indexed, which queries are learned from, and which test: the rules of measuring.
+
+p0 is the position of the first test token. The index holds the keys at [SINK_TOKENS, p0 - RECENT_TOKENS) and
+nothing else; a test query at p attends exactly to the sinks and to [p0 - RECENT_TOKENS, p] beside it, as in
+RetrievalAttention (arXiv 2409.10516), section 3.3 and table 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ra_bench.errors import UsageError
+from ra_bench.vectors import HeadVectors
+
+SINK_TOKENS = 128
+RECENT_TOKENS = 512
+# Without decode queries, learn queries end this many tokens before the first test token: neighbouring
+# tokens have nearly the same queries, and a learned neighbour of a test query flatters the method.
+GAP_TOKENS = 1024
+# Without decode queries, this share of the prefill's tokens, the last ones, are test tokens.
+TEST_SHARE = 0.1
+
+SplitName = Literal["honest", "random"]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Query rows (m, d), multiplied by the softmax scale, with their positions and query heads (m,)."""
+
+    vectors: np.ndarray
+    positions: np.ndarray
+    heads: np.ndarray
+
+    def blocks(self, keep: np.ndarray, group: int) -> Queries:
+        """The rows of the tokens where `keep` (tokens,) is true."""
+        rows = np.repeat(keep, group)
+        return Queries(self.vectors[rows], self.positions[rows], self.heads[rows])
+
+    def joined(self, other: Queries) -> Queries:
+        """These rows, then the other's."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Queries(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One head's vectors, divided. All query rows come in blocks of G, one block a token."""
+
+    indexed: slice  # rows of the keys that the index holds
+    static: np.ndarray  # rows of the keys that every test query may attend to exactly, in order
+    static_limits: np.ndarray  # (m,) how many of `static` the test query sees
+    test: Queries
+    learn: Queries
+
+
+def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 2048, seed: int = 0) -> Split:
+    """Divides one head by the rules above.
+
+    "honest": test tokens are the decode steps, learn tokens the whole prefill; without decode steps, test
+    tokens are the last of the prefill and learn tokens end GAP_TOKENS before them. "random": half of those
+    same test tokens, drawn at random, are learned from too, so that their neighbours are tested: the flaw of
+    a random split, shown. At most `max_queries` test rows, evenly spaced. Raises UsageError where the
+    context is too short to leave anything to index.
+    """
+    group, pool, learn = head.about.group, *_pool_and_learn(head)
+    p0 = int(pool.positions[0])
+    indexed = slice(*np.searchsorted(head.key_positions, [SINK_TOKENS, p0 - RECENT_TOKENS]).tolist())
+    if indexed.stop <= indexed.start:
+        raise UsageError(
+            f"--data: {head.about.name} is too short: the first test token is at {p0}, and an index needs"
+            f" keys between {SINK_TOKENS} sinks and the {RECENT_TOKENS} tokens before it"
+        )
+    test = pool
+    if split == "random":
+        tokens = len(pool.vectors) // group
+        taken = np.random.default_rng(seed).permutation(tokens) < tokens // 2
+        test, learned = pool.blocks(~taken, group), pool.blocks(taken, group)
+        learn = learn.joined(learned)
+    test = evenly(test, group, max_queries)
+    last = int(np.searchsorted(head.key_positions, test.positions.max(), side="right"))
+    static = np.r_[0 : indexed.start, indexed.stop : last]
+    limits = indexed.start + np.searchsorted(head.key_positions, test.positions, side="right") - indexed.stop
+    return Split(indexed, static, limits, test, learn)
+
+
+def evenly(queries: Queries, group: int, max_rows: int) -> Queries:
+    """At most `max_rows` rows, in whole blocks of `group`, evenly spaced; all where there are fewer.
+
+    The one sampler of learn queries: live decoding uses it too, so that an index learns from the same.
+    """
+    tokens = len(queries.vectors) // group
+    wanted = max(1, max_rows // group)
+    if tokens <= wanted:
+        return queries
+    keep = np.zeros(tokens, bool)
+    keep[np.linspace(0, tokens - 1, wanted).round().astype(int)] = True
+    return queries.blocks(keep, group)
+
+
+def _pool_and_learn(head: HeadVectors) -> tuple[Queries, Queries]:
+    """Candidate test queries, and the learn queries that go with them."""
+    prefill = Queries(head.prefill_queries, head.prefill_query_positions, head.prefill_query_heads)
+    decode = Queries(head.decode_queries, head.decode_query_positions, head.decode_query_heads)
+    group = head.about.group
+    if len(decode.vectors):
+        before = prefill.positions < decode.positions[0]
+        return decode, prefill.blocks(before[::group], group)
+    if not len(prefill.vectors):
+        raise UsageError(f"--data: {head.about.name} has no queries to test with")
+    tokens = prefill.positions[::group]
+    tested = max(1, round(TEST_SHARE * len(tokens)))
+    is_test = np.arange(len(tokens)) >= len(tokens) - tested
+    is_learn = tokens < tokens[-tested] - GAP_TOKENS
+    return prefill.blocks(is_test, group), prefill.blocks(is_learn, group)
