@@ -1,0 +1,100 @@
+"""Indexes that misbehave on purpose, named on the command line as FILE.py::Class by the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench.index import Found, Index, Work, pad_ids
+
+
+@dataclass
+class Prefix(Index):
+    """Finds the best of the first keys only: quality grows with `share`, as effort should."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        n = max(1, round(share * len(self.keys)))
+        scores = queries @ self.keys[:n].astype(np.float32).T
+        ids = np.argsort(-scores, axis=1)[:, :k]
+        read = np.full(len(queries), n, np.int64)
+        return Found(
+            pad_ids(ids, k or n), Work(keys_read=read, exact=read, bytes_read=read * self.keys[0].nbytes)
+        )
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        return [{"share": share} for share in (0.25, 0.5, 0.9, 1.0)]
+
+
+@dataclass
+class Spy(Prefix):
+    """Writes down all that it is handed."""
+
+    report: str = ""
+    learn_queries: int = 64
+    learn_neighbors: int = 5
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+        seen = {
+            "n": len(keys),
+            "key_positions": np.asarray(about.key_positions).tolist(),
+            "query_positions": np.asarray(about.query_positions).tolist(),
+            "query_heads": np.asarray(about.query_heads).tolist(),
+            "queries": queries.tolist(),
+            "neighbors": about.query_neighbors.tolist(),
+            "about": sorted(name for name in vars(about)),
+            "threads": self.threads,
+            "thread_variables": os.environ["OMP_NUM_THREADS"],
+        }
+        Path(self.report).write_text(json.dumps(seen))
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        assert queries.shape[0] % self.group == 0, "queries come in blocks of G"
+        return super().search(queries, k, share=share)
+
+
+@dataclass
+class Raises(Prefix):
+    """Fails in its second setting, after the first was measured."""
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        if share > 0.25:
+            raise RuntimeError("planted failure")
+        return super().search(queries, k, share=share)
+
+
+@dataclass
+class Hangs(Prefix):
+    """Never ends."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        time.sleep(1000)
+
+
+@dataclass
+class Leaks(Prefix):
+    """Takes memory without end."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        held = []
+        while True:
+            held.append(np.ones(1 << 23))
+            time.sleep(0.01)
+
+
+@dataclass
+class Crashes(Prefix):
+    """Reads address 0."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        ctypes.string_at(0)

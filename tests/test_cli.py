@@ -1,0 +1,108 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ra_bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare"], "Missing option '--indexes'"),
+        (["compare", "--indexes", ""], "--indexes must name at least one index"),
+        (["compare", "--indexes", "hsnw"], "unknown index 'hsnw'. Did you mean 'hnsw'? Known: "),
+        (["compare", "--indexes", "hnsw:ef_build=3"], "unknown 'hnsw' setting 'ef_build'"),
+        (["compare", "--indexes", "ivf:nlist=many"], "nlist must be int, got 'many'"),
+        (["compare", "--indexes", "flat@fly"], "unknown transform 'fly'"),
+        (["compare", "--indexes", "no.py::X"], "no such file 'no.py'"),
+        (["compare", "--indexes", "flat", "--data", "/nowhere"], "no such folder"),
+        (["compare", "--indexes", "flat", "--k", "0"], "--k must be at least 1, got 0"),
+        (["compare", "--indexes", "flat", "--k", "ten"], "--k must be numbers such as 0,8-11, got 'ten'"),
+        (["compare", "--indexes", "flat", "--layers", "1-x"], "--layers must be numbers"),
+        (["check", "nothing"], "unknown index 'nothing'"),
+        (["conpare"], "No such command 'conpare'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, message) -> None:
+    done = ra_bench(*arguments)
+
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+
+
+def test_compare_prints_rows_as_json_lines_on_stdout_and_progress_on_stderr(dump, tmp_path) -> None:
+    arguments = ["compare", "--indexes", "flat", "--data", dump, "--k", "10", "--out", tmp_path / "out"]
+
+    done = ra_bench(*arguments, "--json")
+
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["index"] for row in rows} == {"flat", "window", "random"}
+    assert "3 units" in done.stderr
+    again = ra_bench(*arguments)
+    assert "3 of them measured before" in again.stderr
+    assert "k=10, at equal recall@10" in again.stdout
+    assert f"{len(rows)} rows in" in again.stdout
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(dump, tmp_path) -> None:
+    out = tmp_path / "out"
+
+    done = ra_bench("compare", "--indexes", "flat", "--data", dump, "--dry-run", "--out", out)
+
+    assert done.stdout.splitlines() == [
+        f"{name} on doc000/layer3/head0" for name in ("flat", "window", "random")
+    ]
+    assert not out.exists()
+
+
+def test_a_raw_graph_brings_its_lifted_twin(dump) -> None:
+    done = ra_bench("compare", "--indexes", "hnsw", "--data", dump, "--dry-run")
+
+    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["hnsw", "hnsw@lift"]
+
+
+def test_list_tells_every_index_as_a_json_object() -> None:
+    done = ra_bench("list", "--json")
+
+    listed = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert {"flat", "hnsw", "ivf", "ivfpq", "nsg", "pynndescent", "ra", "random", "window"} <= set(listed)
+    assert listed["ra"]["query_aware"] is True
+    assert listed["hnsw"]["query_aware"] is False
+    for one in listed.values():
+        assert one["available"], one
+        assert one["idea"]
+        keys = ["name", "kind", "paper", "idea", "where", "query_aware", "insert", "available", "reason"]
+        assert list(one) == keys
+
+
+def test_a_failed_unit_gives_exit_code_1_and_its_reason(dump, tmp_path) -> None:
+    from pathlib import Path
+
+    spec = f"{Path(__file__).parent / 'planted_indexes.py'}::Raises"
+
+    done = ra_bench("compare", "--indexes", spec, "--data", dump, "--k", "10", "--out", tmp_path / "out")
+
+    assert done.returncode == 1
+    assert "planted failure" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "flat" in done.stdout, "the table of what was measured is printed all the same"
+
+
+def test_a_read_only_output_folder_is_one_line(dump) -> None:
+    done = ra_bench("compare", "--indexes", "flat", "--data", dump, "--out", "/proc/nothing")
+
+    assert done.returncode == 1
+    assert "--out '/proc/nothing' cannot be written" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
