@@ -7,8 +7,12 @@ outputs of disjoint sets of keys add up to the attention over their union withou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 # Scores of one block of queries stay below this many elements (256 MiB of float32).
 BLOCK_ELEMENTS = 1 << 26
@@ -25,21 +29,20 @@ def partial_attention(
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     n, m = len(keys), len(queries)
     output = np.zeros((m, values.shape[1]), np.float32)
     lse = np.full(m, -np.inf, np.float32)
     if n == 0 or m == 0:
         return output, lse
-    keys_t = torch.from_numpy(np.asarray(keys, np.float32)).to(device)
-    values_t = torch.from_numpy(np.asarray(values, np.float32)).to(device)
+    keys_t, values_t = on_device(keys, device), on_device(values, device)
     columns = torch.arange(n, device=device)
     rows = max(1, BLOCK_ELEMENTS // n)
     for start in range(0, m, rows):
         block = slice(start, start + rows)
-        scores = torch.from_numpy(np.asarray(queries[block], np.float32)).to(device) @ keys_t.T  # (rows, n)
+        scores = on_device(queries[block], device) @ keys_t.T  # (rows, n)
         if limits is not None:
-            seen = torch.from_numpy(np.asarray(limits[block])).to(device)
+            seen = torch.tensor(limits[block], device=device)
             scores.masked_fill_(columns[None, :] >= seen[:, None], -torch.inf)
         part_lse = torch.logsumexp(scores, dim=1)
         finite = torch.isfinite(part_lse)
@@ -63,3 +66,17 @@ def merge(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
     with np.errstate(divide="ignore"):
         lse = np.log(total) + largest
     return np.asarray(output, np.float32), lse.astype(np.float32)
+
+
+def best_device() -> str:
+    """Where exact work is fastest: "cuda" if there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(rows: np.ndarray, device: str) -> torch.Tensor:
+    """A float32 copy of `rows` on `device`; always a copy, since torch must not alias a read-only map."""
+    import torch
+
+    return torch.tensor(np.asarray(rows, np.float32), device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ra_bench.matched import Matched, Point, at_recall, sweep_points
@@ -36,7 +37,7 @@ def _table(rows: Sequence[Row], k: int) -> Table:
     indexes = list(dict.fromkeys(row["index"] for row in rows))
     sweeps = {index: [row for row in rows if row["index"] == index] for index in indexes}
     points = {index: sweep_points(sweep) for index, sweep in sweeps.items()}
-    table = Table(title=f"k={k}, at equal recall@{k}", title_justify="left", pad_edge=False)
+    table = Table(title=f"k={k}, at equal recall@{k}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("recall", "index"):
         table.add_column(name)
     columns = ("p50 µs", "queries/s", "keys read %", "KB read", "mass", "out. error", "p5 recall")
@@ -50,14 +51,15 @@ def _table(rows: Sequence[Row], k: int) -> Table:
             table.add_row(label, *_cells(one, sweeps[one.index]), end_section=one is matched[-1])
     for floor in FLOORS:
         if floor in points:
-            table.add_row("floor", floor, *_floor_cells(points[floor][-1]))
+            point = points[floor][-1]
+            table.add_row(_number(point.recall, 2), f"{floor} (floor)", *_floor_cells(point))
     return table
 
 
 def _cells(one: Matched, sweep: Sequence[Row]) -> list[str]:
     build = [_number(_mean(sweep, "build_s"), 2), _number(_bytes_per_key(sweep), 0)]
     if one.reached == "no":
-        stalls = f"stalls at {one.best_recall:.3f}"
+        stalls = f"max {one.best_recall:.3f}"
         return [one.index, stalls, *[NOTHING] * 6, *build]
     bound = "≤" if one.reached == "easily" else ""
     values = one.values
@@ -81,7 +83,7 @@ def _floor_cells(point: Point) -> list[str]:
         _number(values["output_error"], 3),
         _number(values["recall_p05"], 2),
     ]
-    return [f"recall {point.recall:.3f}", *[NOTHING] * 3, *quality, NOTHING, NOTHING]
+    return [*[NOTHING] * 4, *quality, NOTHING, NOTHING]
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

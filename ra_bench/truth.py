@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ra_bench.attention import BLOCK_ELEMENTS
+from ra_bench.attention import BLOCK_ELEMENTS, best_device, on_device
 
 
 def exact_topk(
@@ -18,19 +18,19 @@ def exact_topk(
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     n, m = len(keys), len(queries)
     top = min(k, n)
     ids = np.full((m, k), -1, np.int32)
     scores = np.full((m, k), -np.inf, np.float32)
-    keys_t = torch.from_numpy(np.asarray(keys, np.float32)).to(device)
+    keys_t = on_device(keys, device)
     columns = torch.arange(n, device=device)
     rows = max(1, BLOCK_ELEMENTS // (n * 4))
     for start in range(0, m, rows):
         block = slice(start, start + rows)
-        all_scores = torch.from_numpy(np.asarray(queries[block], np.float32)).to(device) @ keys_t.T
+        all_scores = on_device(queries[block], device) @ keys_t.T
         if key_limit is not None:
-            seen = torch.from_numpy(np.asarray(key_limit[block])).to(device)
+            seen = torch.tensor(key_limit[block], device=device)
             all_scores.masked_fill_(columns[None, :] >= seen[:, None], -torch.inf)
         best = torch.topk(all_scores, top, dim=1)
         scores[block, :top] = best.values.cpu().numpy()

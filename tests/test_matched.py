@@ -76,7 +76,7 @@ def test_heads_are_averaged_setting_by_setting_and_the_worst_is_kept() -> None:
     assert second.values["search_p50_us"] == pytest.approx(16.0), "a head that was done keeps its last"
 
 
-def test_the_table_prints_bounds_stalls_and_floors() -> None:
+def test_the_table_prints_bounds_limits_and_floors() -> None:
     rows = [
         row(0.92, 10.0, index="quick", keys_read=100.0, search_bytes=2000.0),
         row(0.3, 50.0, index="stuck"),
@@ -90,6 +90,6 @@ def test_the_table_prints_bounds_stalls_and_floors() -> None:
     text = console.file.getvalue()
     assert "≤10.0" in text
     assert "≤10.00" in text, "share of keys read, in per cent"
-    assert "stalls at 0.920" in text, "quick never reaches .95"
-    assert "stalls at 0.300" in text
+    assert "max 0.920" in text, "quick never reaches .95"
+    assert "max 0.300" in text
     assert "floor" in text
