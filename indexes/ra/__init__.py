@@ -1,0 +1,214 @@
+"""A graph over the keys, projected from the exact neighbours of prefill queries; best-first search.
+
+Papers: RetrievalAttention (Liu et al. 2024, arXiv 2409.10516, section 3.2) builds the index of each head from
+its prefill queries; the construction is RoarGraph's (Chen et al., PVLDB 17(11), 2024, arXiv 2408.08933,
+section 4): query→key edges from the exact neighbours of each query, projected onto the keys, pruned, and
+completed by a search for every key ("connectivity enhancement").
+
+What differs from them:
+- Pruning measures distances between lifted keys (`prune="lifted"`): with raw inner product, the papers'
+  metric, the longest keys occlude all others. No lifted copy is made: q·k and one extra number a key do.
+- A key is joined to the neighbours of every query that has it among its first `pivots`, and where several
+  queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
+- A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
+  directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys.
+- The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
+- Inserted keys are linked as in connectivity enhancement; neither paper says how.
+- Without learn queries, a sample of the keys stands in for them.
+
+Cost: build O(m n) for the exact neighbours of m learn queries, where the harness has not computed them, and
+about O(n log n) for the graph; search about O(log n) at a given quality; insert the same for a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ra_bench.head import Head
+from ra_bench.index import Bytes, Found, Index, Work
+from ra_bench.transform import LIFT_HEADROOM
+
+DEFAULT_K = 100
+
+
+@dataclass
+class Ra(Index):
+    """RetrievalAttention's graph index.
+
+    `degree` links a key, `query_degree` of them at most from queries, chosen from `candidates` keys;
+    `beam` is the pool of the search that finds the other links (0: none). A search starts from `seeds`
+    keys of the nearest of `centroids` groups of learn queries.
+    """
+
+    kind: ClassVar[str] = "search"
+    paper: ClassVar[str] = "RetrievalAttention, arXiv 2409.10516; RoarGraph, arXiv 2408.08933"
+    query_aware: ClassVar[bool] = True
+    can_insert: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("ra_bench.indexes.ra._ra",)
+
+    degree: int = 32  # RoarGraph's M
+    query_degree: int = 16
+    prune: Literal["lifted", "raw"] = "lifted"
+    learn_queries: int = 28672
+    learn_neighbors: int = 100  # RoarGraph's N_q
+    pivots: int = 100
+    candidates: int = 128
+    beam: int = 64  # RoarGraph's L of construction
+    centroids: int = 64
+    seeds: int = 16
+    per_query_head: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("degree", "learn_neighbors", "pivots", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("query_degree", "learn_queries", "beam", "centroids", "seeds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def build(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
+        about: Head | None = None,
+    ) -> None:
+        """Builds the graph, or one a query head, from learn queries or else from a sample of the keys."""
+        super().build(keys, values, queries, about)
+        _check_finite("keys", self.keys)
+        learn, neighbors = self._learn_set(queries, about)
+        radius = 0.0
+        if self.prune == "lifted":
+            rows = self.keys.astype(np.float32)
+            radius = float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max())) * LIFT_HEADROOM
+        if not self.per_query_head or self.group == 1:
+            self._graphs = [self._build_graph(learn, neighbors, radius)]
+            return
+        heads = np.arange(len(learn)) % self.group
+        if queries is not None and about is not None and about.query_heads is not None:
+            heads = np.asarray(about.query_heads) % self.group
+        self._graphs = []
+        for head in range(self.group):
+            mine = heads == head
+            rows_of_head = mine if mine.any() else np.ones_like(mine)
+            self._graphs.append(self._build_graph(learn[rows_of_head], neighbors[rows_of_head], radius))
+
+    def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0) -> Found:
+        """Best-first search that expands the best `ef` keys (0: 3 k) and keeps the best max(ef, k).
+
+        An `ef` below k is allowed: then only the best `ef` of the k keys found are expanded.
+        """
+        from ra_bench.indexes.ra import _ra
+
+        k = DEFAULT_K if k is None else k
+        ids, dots, expansions = _ra.search(
+            self._graphs,
+            self.keys,
+            np.asarray(queries, np.float32),
+            k=k,
+            ef=ef or max(1, 3 * k),
+            threads=self.threads,
+        )
+        links = expansions * (self.degree * 4)
+        read = dots * (self.keys.shape[1] * self.keys.itemsize) + links + self._start_bytes()
+        return Found(ids, Work(keys_read=dots, exact=dots, bytes_read=read))
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """`ef` from half of k to 12 k, no more than n."""
+        efforts = {max(1, min(n, round(k * times))) for times in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)}
+        return [{"ef": ef} for ef in sorted(efforts)]
+
+    def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Links each new key to what a search for it passes, and links back."""
+        if not len(keys):
+            return
+        with np.errstate(over="ignore"):  # a number that float16 cannot hold becomes infinite, and is refused
+            _check_finite("keys to insert", keys.astype(self.keys.dtype))
+        if values is not None and values.shape != keys.shape:
+            raise ValueError(f"values to insert must have the shape of keys {keys.shape}, got {values.shape}")
+        self.keep_inserted(keys, values)
+        for graph in self._graphs:
+            graph.insert(self.keys, threads=self.threads)
+
+    @property
+    def nbytes(self) -> Bytes:
+        """Links and entry structures."""
+        return Bytes(sum(graph.nbytes for graph in self._graphs))
+
+    def save_state(self, folder: Path) -> None:
+        """One set of .npy files a graph."""
+        for g, graph in enumerate(self._graphs):
+            for name in ("links", "kept", "centroids", "seeds"):
+                np.save(folder / f"graph{g}_{name}.npy", getattr(graph, name))
+        np.save(folder / "graphs.npy", np.array([[graph.entry, graph.radius] for graph in self._graphs]))
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        """Checks every id before a search may meet it; `mmap` leaves the links in their file."""
+        from ra_bench.indexes.ra import _ra
+
+        about = np.load(folder / "graphs.npy")
+        if about.ndim != 2 or about.shape[1] != 2 or len(about) not in (1, self.group):
+            raise ValueError(f"graphs.npy must be (graphs, 2), got {about.shape}")
+        graphs = []
+        for g, (entry, radius) in enumerate(about):
+            links = np.load(folder / f"graph{g}_links.npy", mmap_mode="r" if mmap else None)
+            parts = [np.load(folder / f"graph{g}_{name}.npy") for name in ("kept", "centroids", "seeds")]
+            if links.shape != (len(self.keys), self.degree):
+                raise ValueError(f"links must be {(len(self.keys), self.degree)}, got {links.shape}")
+            if len(parts[1]) and parts[1].shape[1] != self.keys.shape[1]:
+                raise ValueError(f"centroids must be (any, {self.keys.shape[1]}), got {parts[1].shape}")
+            graph = _ra.restore(
+                links, *parts, entry=int(entry), radius=radius, candidates=self.candidates, beam=self.beam
+            )
+            graphs.append(graph)
+        self._graphs = graphs
+
+    def _learn_set(self, queries: np.ndarray | None, about: Head | None) -> tuple[np.ndarray, np.ndarray]:
+        """Learn queries (m, d) float32 and their exact neighbours (m, N) int32."""
+        width = min(self.learn_neighbors, len(self.keys))
+        given = None
+        if queries is not None and len(queries):
+            learn = np.ascontiguousarray(queries, np.float32)
+            _check_finite("queries", learn)
+            given = about.query_neighbors if about is not None else None
+        else:
+            step = max(1, len(self.keys) // max(1, self.learn_queries))
+            learn = self.keys[::step].astype(np.float32)
+        if given is not None and given.shape[0] == len(learn) and given.shape[1] >= width:
+            return learn, np.ascontiguousarray(given[:, :width], np.int32)
+        from ra_bench.truth import exact_topk
+
+        return learn, exact_topk(learn, self.keys, width)[0]
+
+    def _build_graph(self, learn: np.ndarray, neighbors: np.ndarray, radius: float) -> Any:
+        from ra_bench.indexes.ra import _ra
+
+        return _ra.build(
+            self.keys,
+            learn,
+            neighbors,
+            radius=radius,
+            degree=self.degree,
+            query_degree=self.query_degree,
+            pivots=self.pivots,
+            lists=64,
+            candidates=self.candidates,
+            beam=self.beam,
+            num_centroids=self.centroids,
+            seeds_each=self.seeds,
+            seed=self.seed,
+            threads=self.threads,
+        )
+
+    def _start_bytes(self) -> int:
+        """Bytes that choosing the start of one search reads."""
+        return self._graphs[0].start_bytes
+
+
+def _check_finite(name: str, rows: np.ndarray) -> None:
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")

@@ -1,0 +1,132 @@
+#include <algorithm>
+#include <numeric>
+
+#include "build.hpp"
+#include "pool.hpp"
+#include "prune.hpp"
+
+namespace ra_bench {
+namespace {
+
+struct Scratch {
+  std::vector<uint32_t> times;     // (n): how many of the key's queries name this key
+  std::vector<int32_t> named;
+  std::vector<float> vector, near;
+  std::vector<Candidate> candidates;
+  std::vector<int32_t> chosen;
+  PruneScratch prune;
+};
+
+// For each key the queries that have it among their first `pivots` neighbours, lower ranks first.
+struct Lists {
+  std::vector<size_t> begin;
+  std::vector<int32_t> queries;
+};
+
+Lists lists_of_keys(const Neighbors& neighbors, size_t n, size_t pivots) {
+  Lists lists;
+  lists.begin.assign(n + 1, 0);
+  const size_t width = std::min(pivots, neighbors.width);
+  for (size_t q = 0; q < neighbors.m; ++q)
+    for (size_t r = 0; r < width && neighbors.row(q)[r] >= 0; ++r) ++lists.begin[static_cast<size_t>(neighbors.row(q)[r]) + 1];
+  std::partial_sum(lists.begin.begin(), lists.begin.end(), lists.begin.begin());
+  lists.queries.resize(lists.begin.back());
+  std::vector<size_t> next(lists.begin.begin(), lists.begin.end() - 1);
+  for (size_t r = 0; r < width; ++r)
+    for (size_t q = 0; q < neighbors.m; ++q)
+      if (neighbors.row(q)[r] >= 0) lists.queries[next[static_cast<size_t>(neighbors.row(q)[r])]++] = static_cast<int32_t>(q);
+  return lists;
+}
+
+// The keys that the key's queries name most often, at most settings.candidates of them, into scratch.named.
+void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const BuildSettings& settings, size_t n, Scratch& scratch) {
+  scratch.times.resize(n);
+  scratch.named.clear();
+  const size_t begin = lists.begin[static_cast<size_t>(key)];
+  const size_t all = lists.begin[static_cast<size_t>(key) + 1] - begin;
+  const size_t used = std::min(all, settings.lists);
+  for (size_t i = 0; i < used; ++i) {
+    const int32_t* row = neighbors.row(static_cast<size_t>(lists.queries[begin + i * all / used]));
+    for (size_t r = 0; r < neighbors.width && row[r] >= 0; ++r) {
+      if (row[r] == key) continue;
+      if (!scratch.times[static_cast<size_t>(row[r])]++) scratch.named.push_back(row[r]);
+    }
+  }
+  const auto oftener = [&](int32_t a, int32_t b) {
+    const uint32_t times_a = scratch.times[static_cast<size_t>(a)], times_b = scratch.times[static_cast<size_t>(b)];
+    return times_a > times_b || (times_a == times_b && a < b);
+  };
+  const size_t keep = std::min(scratch.named.size(), settings.candidates);
+  std::nth_element(scratch.named.begin(), scratch.named.begin() + keep, scratch.named.end(), oftener);
+  for (int32_t id : scratch.named) scratch.times[static_cast<size_t>(id)] = 0;
+  scratch.named.resize(keep);
+}
+
+// Prunes scratch.named to scratch.chosen.
+void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, size_t most, Scratch& scratch) {
+  const size_t count = scratch.named.size();
+  scratch.near.resize(count);
+  scratch.vector.resize(geometry.keys.d);
+  kernels.widen_row(geometry.keys, static_cast<size_t>(key), scratch.vector.data());
+  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key)), scratch.named.data(), count, scratch.near.data());
+  scratch.candidates.clear();
+  for (size_t i = 0; i < count; ++i) scratch.candidates.push_back({scratch.near[i], scratch.named[i]});
+  sort_unique(key, scratch.candidates);
+  scratch.chosen.clear();
+  prune(kernels, geometry, scratch.candidates, most, true, scratch.prune, scratch.chosen);
+}
+
+void store(Graph& graph, size_t key, const std::vector<int32_t>& chosen) {
+  std::copy(chosen.begin(), chosen.end(), graph.mutable_row(key));
+  graph.kept[key] = static_cast<uint16_t>(chosen.size());
+}
+
+}  // namespace
+
+Grouped group_by_target(const std::vector<std::vector<int32_t>>& chosen, size_t first_source, size_t n) {
+  Grouped grouped;
+  std::vector<size_t> counts(n + 1, 0);
+  for (const auto& row : chosen)
+    for (int32_t target : row) ++counts[static_cast<size_t>(target) + 1];
+  std::partial_sum(counts.begin(), counts.end(), counts.begin());
+  grouped.sources.resize(counts.back());
+  for (size_t t = 0; t < n; ++t) {
+    if (counts[t + 1] == counts[t]) continue;
+    grouped.targets.push_back(static_cast<int32_t>(t));
+    grouped.begin.push_back(counts[t]);
+  }
+  grouped.begin.push_back(counts.back());
+  for (size_t i = 0; i < chosen.size(); ++i)
+    for (int32_t target : chosen[i]) grouped.sources[counts[static_cast<size_t>(target)]++] = static_cast<int32_t>(first_source + i);
+  return grouped;
+}
+
+void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, const BuildSettings& settings, Graph& graph) {
+  const size_t n = graph.n;
+  const Lists lists = lists_of_keys(neighbors, n, settings.pivots);
+  std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
+  std::vector<std::vector<int32_t>> chosen(n);
+  parallel_for(settings.threads, static_cast<int64_t>(n), 64, [&](int64_t begin, int64_t end, int worker) {
+    Scratch& own = scratch[static_cast<size_t>(worker)];
+    for (int64_t key = begin; key < end; ++key) {
+      if (lists.begin[key] == lists.begin[key + 1]) continue;
+      collect(neighbors, lists, static_cast<int32_t>(key), settings, n, own);
+      choose(kernels, geometry, static_cast<int32_t>(key), settings.query_degree, own);
+      chosen[static_cast<size_t>(key)] = own.chosen;
+    }
+  });
+  for (size_t key = 0; key < n; ++key) store(graph, key, chosen[key]);
+  const Grouped back = group_by_target(chosen, 0, n);
+  parallel_for(settings.threads, static_cast<int64_t>(back.targets.size()), 64, [&](int64_t begin, int64_t end, int worker) {
+    Scratch& own = scratch[static_cast<size_t>(worker)];
+    for (int64_t t = begin; t < end; ++t) {
+      const int32_t key = back.targets[t];
+      own.named = chosen[static_cast<size_t>(key)];
+      own.named.insert(own.named.end(), back.sources.begin() + back.begin[t], back.sources.begin() + back.begin[t + 1]);
+      choose(kernels, geometry, key, settings.query_degree, own);
+      store(graph, static_cast<size_t>(key), own.chosen);
+    }
+  });
+}
+
+}  // namespace ra_bench

@@ -1,0 +1,321 @@
+"""RetrievalAttention's graph against exact search, a slow pruning rule, and what can go wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ra_bench.indexes.ra import _ra
+
+from ra_bench.errors import UsageError
+from ra_bench.head import Head
+from ra_bench.registry import create, load
+
+
+def out_of_distribution(n=3000, m=500, d=32, seed=0):
+    """Keys, learn queries and test queries; queries lie in another cone of the space than keys do."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((d, d)) / np.sqrt(d)
+    centre = 2 * rng.standard_normal(d)
+    keys = (rng.standard_normal((n, d)) @ mix + rng.standard_normal(d)).astype(np.float16)
+    queries = (0.5 * rng.standard_normal((2 * m, 8)) @ rng.standard_normal((8, d)) + centre).astype(
+        np.float32
+    )
+    return keys, queries[:m], queries[m:]
+
+
+def exact(queries, keys, k):
+    scores = queries @ keys.astype(np.float32).T
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def recall(ids, truth):
+    return np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(ids, truth, strict=True)])
+
+
+def built(spec="ra", keys=None, learn=None, about=None, threads=1, values=None):
+    index = create(spec, threads=threads)
+    index.build(keys, values, learn, about)
+    return index
+
+
+KEYS, LEARN, TEST = out_of_distribution()
+TRUTH = exact(TEST, KEYS, 50)
+
+
+@pytest.fixture(scope="module")
+def index():
+    return built(keys=KEYS, learn=LEARN)
+
+
+def test_recall_grows_with_ef_to_one(index):
+    found = [recall(index.search(TEST, 50, ef=ef).ids, TRUTH) for ef in (50, 200, len(KEYS))]
+    assert found[0] > 0.8
+    assert found[1] > 0.97
+    assert found[2] > 0.9999  # float16 ties may fall either way
+
+
+@pytest.mark.parametrize("kernel", ["plain", ""])
+def test_float32_keys_and_every_kernel_do(kernel):
+    _ra.force_kernel(kernel)
+    try:
+        index = built(keys=KEYS.astype(np.float32), learn=LEARN)
+        assert recall(index.search(TEST, 50, ef=200).ids, TRUTH) > 0.97
+    finally:
+        _ra.force_kernel("")
+
+
+@pytest.mark.parametrize(
+    "spec", ["ra:prune=raw", "ra:beam=0", "ra:pivots=1", "ra:query_degree=0", "ra:centroids=0"]
+)
+def test_every_part_can_be_left_out(spec):
+    index = built(spec, KEYS, LEARN)
+    assert index._graphs[0].unreached == 0
+    assert recall(index.search(TEST, 50, ef=len(KEYS)).ids, TRUTH) > 0.9999
+
+
+def test_it_builds_from_keys_alone():
+    index = built(keys=KEYS)
+    assert (
+        recall(
+            index.search(KEYS[:50].astype(np.float32), 10, ef=100).ids,
+            exact(KEYS[:50].astype(np.float32), KEYS, 10),
+        )
+        > 0.9
+    )
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_change_nothing(index, threads):
+    other = built(keys=KEYS, learn=LEARN, threads=threads)
+    for name in ("links", "kept", "centroids", "seeds"):
+        np.testing.assert_array_equal(getattr(index._graphs[0], name), getattr(other._graphs[0], name))
+    one, many = index.search(TEST, 50), other.search(TEST, 50)
+    np.testing.assert_array_equal(one.ids, many.ids)
+    np.testing.assert_array_equal(one.work.keys_read, many.work.keys_read)
+    block = KEYS[:300] + np.float16(0.01)
+    grown = [built(keys=KEYS, learn=LEARN, threads=t) for t in (1, threads)]
+    for each in grown:
+        each.insert(block)
+    np.testing.assert_array_equal(grown[0]._graphs[0].links, grown[1]._graphs[0].links)
+
+
+def slow_prune(keys, node, ids, radius, most, fill):
+    """The occlusion rule by its definition, on lifted float64 vectors and distances."""
+    rows = keys.astype(np.float64)
+    if radius:
+        rows = np.column_stack([rows, np.sqrt(np.maximum(0, radius**2 - (rows**2).sum(1)))])
+    near = (lambda a, b: -((rows[a] - rows[b]) ** 2).sum()) if radius else (lambda a, b: rows[a] @ rows[b])
+    kept, skipped = [], []
+    for c in sorted({int(i) for i in ids} - {node}, key=lambda c: -near(c, node)):
+        (skipped if any(near(c, r) > near(c, node) for r in kept) else kept).append(c)
+    kept = kept[:most]
+    return (kept + skipped)[:most] if fill and len(kept) < most else kept
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("lifted", [False, True])
+def test_pruning_follows_the_rule(lifted, fill):
+    rng = np.random.default_rng(3)
+    keys = rng.standard_normal((60, 5)).astype(np.float32) * rng.uniform(0.5, 2, (60, 1)).astype(np.float32)
+    radius = float(np.linalg.norm(keys, axis=1).max() * 1.05) if lifted else 0.0
+    for node in range(20):
+        ids = rng.choice(60, 40, replace=False).tolist()
+        expected = slow_prune(keys, node, ids, radius, 30, fill)
+        assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=fill) == expected
+
+
+def test_every_key_is_reached(index):
+    assert index._graphs[0].unreached == 0
+    links = index._graphs[0].links
+    assert not (links == np.arange(len(links))[:, None]).any()  # none to itself
+    for row in links:
+        real = row[row >= 0]
+        assert len(np.unique(real)) == len(real)
+        assert (row[len(real) :] == -1).all()
+
+
+def test_two_far_islands_are_joined():
+    rng = np.random.default_rng(0)
+    island = rng.standard_normal((200, 8)).astype(np.float32)
+    keys = np.concatenate([island + 50, island - 50])
+    index = built("ra:degree=4:query_degree=4:beam=0", keys, keys[:100])  # learn queries name one island only
+    assert index._graphs[0].unreached == 0
+    ids = index.search(keys[:3], 400, ef=400).ids
+    assert all(len(np.unique(row)) == 400 for row in ids)
+
+
+def slow_search(graph, keys, query, k, ef):
+    """Best-first search with Python lists; the keys whose vectors it read, and the best k."""
+    links, centroids, seeds = graph.links, graph.centroids, graph.seeds
+    starts = [graph.entry, *seeds[np.argmax(centroids @ query)]]
+    scores = keys.astype(np.float64) @ query
+    read = {int(i) for i in starts if i >= 0}
+    pool, done = sorted(read, key=lambda i: -scores[i])[: max(k, ef)], set()
+    while waiting := [i for i in pool[:ef] if i not in done]:
+        done.add(waiting[0])
+        fresh = {int(j) for j in links[waiting[0]] if j >= 0} - read
+        read |= fresh
+        pool = sorted([*pool, *fresh], key=lambda i: -scores[i])[: max(k, ef)]
+    return read, pool[:k], len(done)
+
+
+@pytest.mark.parametrize(("k", "ef"), [(10, 10), (10, 40), (40, 10)])
+def test_counters_are_exact(index, k, ef):
+    found = index.search(TEST[:20], k, ef=ef)
+    for i, query in enumerate(TEST[:20]):
+        read, best, expanded = slow_search(index._graphs[0], KEYS, query, k, ef)
+        assert found.work.keys_read[i] == found.work.exact[i] == len(read)
+        np.testing.assert_array_equal(found.ids[i], best)
+        rows = len(read) * 2 * KEYS.shape[1] + expanded * 4 * index.degree
+        assert found.work.bytes_read[i] == rows + index._graphs[0].start_bytes
+
+
+def test_an_ef_of_n_reads_every_key_once(index):
+    work = index.search(TEST[:5], 10, ef=len(KEYS)).work
+    assert (work.keys_read == len(KEYS)).all()
+
+
+def test_inserted_keys_are_found_and_connected():
+    index = built("ra", KEYS[:2000], LEARN, values=KEYS[:2000])
+    for begin in range(2000, 3000, 100):
+        index.insert(KEYS[begin : begin + 100], KEYS[begin : begin + 100])
+    assert index._graphs[0].unreached == 0
+    assert recall(index.search(TEST, 50, ef=200).ids, TRUTH) > 0.95
+    own = index.search(4 * (KEYS[2500:2600] - KEYS.mean(axis=0)).astype(np.float32), 50, ef=300).ids
+    assert np.mean([2500 + i in row for i, row in enumerate(own)]) > 0.9
+    assert index.attend(TEST[:4], 10).output.shape == (4, 32)
+
+
+def test_a_far_longer_key_can_be_inserted():
+    index = built(keys=KEYS, learn=LEARN)
+    index.insert(100 * np.abs(KEYS[:1]))
+    query = np.abs(KEYS[:1]).astype(np.float32)
+    assert index.search(query, 1, ef=200).ids[0, 0] == len(KEYS)
+
+
+def test_save_and_load_give_the_same_answers(index, tmp_path):
+    index.save(tmp_path / "a")
+    for mmap in (True, False):
+        again = type(index).load(tmp_path / "a", mmap)
+        np.testing.assert_array_equal(again.search(TEST, 50).ids, index.search(TEST, 50).ids)
+    loaded = load(tmp_path / "a")
+    copy = built(keys=KEYS, learn=LEARN)
+    for each in (loaded, copy):
+        each.insert(KEYS[:200] + np.float16(0.01))
+    np.testing.assert_array_equal(loaded._graphs[0].links, copy._graphs[0].links)
+    loaded.save(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "name", ["graph0_links", "graph0_kept", "graph0_centroids", "graph0_seeds", "graphs"]
+)
+def test_a_torn_file_is_refused(index, tmp_path, name):
+    index.save(tmp_path)
+    path = tmp_path / f"{name}.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="not a whole Ra"):
+        load(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match="not a whole Ra"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("graph0_links", lambda a: np.where(a == a[0, 0], len(KEYS), a)),
+        ("graph0_links", lambda a: a - 2),
+        ("graph0_links", lambda a: a.astype(np.int64)),
+        ("graph0_links", lambda a: a[:-1]),
+        ("graph0_kept", lambda a: a + 100),
+        ("graph0_kept", lambda a: a[:-1]),
+        ("graph0_seeds", lambda a: a + len(KEYS)),
+        ("graph0_seeds", lambda a: a * 0),
+        ("graph0_seeds", lambda a: a[1:]),
+        ("graph0_centroids", lambda a: a[:, 1:]),
+        ("graphs", lambda a: a + len(KEYS)),
+        ("graphs", lambda a: a.ravel()),
+    ],
+)
+def test_inconsistent_files_are_refused(index, tmp_path, name, change):
+    index.save(tmp_path)
+    np.save(tmp_path / f"{name}.npy", change(np.load(tmp_path / f"{name}.npy")))
+    with pytest.raises(ValueError, match="not a whole Ra"):
+        load(tmp_path)
+
+
+def test_a_graph_for_each_query_head_finds_no_less():
+    heads = np.arange(len(LEARN)) % 4
+    about = Head(group=4, query_heads=heads + 8)
+    shift = np.eye(4, 32, dtype=np.float32)[np.arange(len(TEST)) % 4] * 3
+    index = built("ra:per_query_head=true", KEYS, LEARN + shift, about)
+    assert len(index._graphs) == 4
+    assert recall(index.search(TEST + shift, 50, ef=200).ids, exact(TEST + shift, KEYS, 50)) > 0.95
+    assert index.nbytes.host > 3 * built("ra", KEYS, LEARN, about).nbytes.host
+    index.insert(KEYS[:100])
+    assert len(index.search(TEST, 50).ids) == len(TEST)
+
+
+def test_given_neighbours_are_used():
+    truth = exact(LEARN, KEYS, 100).astype(np.int32)
+    index = built("ra:learn_neighbors=50", KEYS, LEARN, Head(query_neighbors=truth))
+    other = built("ra:learn_neighbors=50", KEYS, LEARN, Head(query_neighbors=truth[:, :40]))  # too narrow
+    assert recall(index.search(TEST, 50, ef=200).ids, other.search(TEST, 50, ef=200).ids) > 0.97
+    with pytest.raises(ValueError, match="neighbors must hold ids"):
+        built("ra:learn_neighbors=50", KEYS, LEARN, Head(query_neighbors=truth + len(KEYS)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17])
+@pytest.mark.parametrize("d", [1, 7])
+@pytest.mark.parametrize("prune", ["lifted", "raw"])
+def test_tiny_sets_give_every_key_once(n, d, prune):
+    rng = np.random.default_rng(n)
+    keys = rng.standard_normal((n, d)).astype(np.float16)
+    queries = rng.standard_normal((5, d)).astype(np.float32)
+    for learn in (None, queries[:0], queries):
+        index = built(f"ra:prune={prune}", keys, learn)
+        ids = index.search(queries, 30).ids
+        assert ids.dtype == np.int32
+        assert (np.sort(ids[:, :n], axis=1) == np.arange(n)).all()
+        assert (ids[:, n:] == -1).all()
+        index.insert(keys)
+        assert (np.sort(index.search(queries, 2 * n).ids, axis=1) == np.arange(2 * n)).all()
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_equal_keys_are_all_found(value):
+    keys = np.full((500, 8), value, np.float16)
+    index = built("ra", keys, LEARN[:20, :8].copy())
+    ids = index.search(LEARN[:3, :8], 500, ef=500).ids
+    assert (np.sort(ids, axis=1) == np.arange(500)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(bad):
+    keys = KEYS[:50].copy()
+    keys[3, 3] = bad
+    learn = LEARN[:50].copy()
+    learn[3, 3] = bad
+    with pytest.raises(ValueError, match="keys must be finite"):
+        built(keys=keys, learn=LEARN)
+    with pytest.raises(ValueError, match="queries must be finite"):
+        built(keys=KEYS, learn=learn)
+    index = built(keys=KEYS[:50], learn=LEARN[:50])
+    with pytest.raises(ValueError, match="keys to insert must be finite"):
+        index.insert(keys)
+    with pytest.raises(ValueError, match="keys to insert must be finite"):
+        index.insert(np.full((1, 32), 1e6, np.float32))  # float16 cannot hold it
+    assert len(index.keys) == 50
+
+
+@pytest.mark.parametrize("setting", ["degree=0", "pivots=0", "beam=-1", "learn_neighbors=0"])
+def test_senseless_settings_are_refused(setting):
+    with pytest.raises(UsageError, match=setting.split("=")[0]):
+        create(f"ra:{setting}")
+
+
+def test_the_sweep_goes_from_cheap_to_dear():
+    efforts = [effort["ef"] for effort in create("ra").effort_sweep(10**5, 100)]
+    assert efforts == sorted(efforts)
+    assert 8 <= len(efforts) <= 10
+    assert create("ra").effort_sweep(30, 100) == [{"ef": 30}]
