@@ -36,7 +36,9 @@ class Rope:
         return self._turn(vectors, positions, forward=False)
 
     def _turn(self, vectors: np.ndarray, positions: np.ndarray, forward: bool) -> np.ndarray:
-        angles = np.asarray(positions, np.float64)[:, None] * np.asarray(self.inverse_frequencies, np.float64)
+        # Models multiply in float32: at 128K tokens their angles are off by up to 0.004, so ours must be.
+        angles = np.asarray(positions, np.float32)[:, None] * np.asarray(self.inverse_frequencies, np.float32)
+        angles = angles.astype(np.float64)
         scale = self.attention_factor if forward else 1.0 / self.attention_factor
         cos = (np.cos(angles) * scale).astype(np.float32)  # (n, rotary_dims / 2)
         sin = (np.sin(angles if forward else -angles) * scale).astype(np.float32)

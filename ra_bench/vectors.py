@@ -275,6 +275,11 @@ def file_name(name: HeadName, kind: Kind) -> str:
     return f"{name.document}_layer{name.layer}_head{name.kv_head}_{kind}.parquet"
 
 
+def is_dump_file(file: str) -> bool:
+    """Whether `file` is named as a dump names its Parquet files."""
+    return _FILE_NAME.fullmatch(file) is not None
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """The size in bytes and the SHA-256 of a file, as the manifest keeps them."""
     with path.open("rb") as file:

@@ -44,6 +44,7 @@ class HeadWriter:
     def __init__(self, path: Path, dim: int, dtype: np.dtype, metadata: str) -> None:
         self.path = path
         self.rows = 0
+        self._closed = False
         self._partial = path.with_name(path.name + ".partial")
         self._dtype = np.dtype(dtype)
         self._dim = dim
@@ -88,12 +89,15 @@ class HeadWriter:
             self._flush()
 
     def close(self) -> None:
-        """Finishes the file and gives it its name."""
+        """Finishes the file and gives it its name; a second call does nothing."""
+        if self._closed:
+            return
         self._flush()
         self._file.close()
         with self._partial.open("rb") as file:
             os.fsync(file.fileno())
         self._partial.rename(self.path)
+        self._closed = True
 
     def discard(self) -> None:
         """Removes the file, whole or not."""
@@ -142,8 +146,7 @@ class DumpWriter:
         """Closes the files still open and writes the manifest, with the run's `settings`."""
         listed = []
         for file, writer in sorted(self._files.items()):
-            if not writer.path.exists():
-                writer.close()
+            writer.close()
             listed.append({"name": file, "rows": writer.rows} | fingerprint(writer.path))
         manifest = {"schema_version": SCHEMA_VERSION, "settings": settings, "files": listed}
         partial = self.folder / (MANIFEST + ".partial")

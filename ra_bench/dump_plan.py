@@ -1,0 +1,167 @@
+"""What a dump is to hold, and whether it can be made: all that is known before the model is loaded."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench import models
+from ra_bench.errors import UsageError
+from ra_bench.vectors import KINDS, MANIFEST
+
+_FREE_FILES = 256  # what Python, torch and the model keep open beside the dump's files
+_COLUMN_BYTES = 10  # position, query_head and step of a row
+
+
+@dataclass(frozen=True)
+class DumpSettings:
+    """What to dump. `layers` and `kv_heads` are "all", or numbers and ranges as "0,8,16-19".
+
+    `model` is a hub name, a folder or a GGUF file; `prompts` are files or "-", a document each, none meaning
+    Python's standard library; `context_tokens` of each are prefilled. `rope_scaling` is like "yarn:4".
+    `query_stride` keeps the prefill queries of every so many tokens; decode queries are all kept. `dtype` is
+    what is stored. `random_weights` reads the config only; a folder without a tokenizer then gives the
+    prompt's UTF-8 bytes as token ids, modulo the vocabulary.
+    """
+
+    model: str
+    out: Path
+    context_tokens: int = 4096
+    prompts: tuple[str, ...] = ()
+    revision: str | None = None
+    rope_scaling: str | None = None
+    layers: str = "all"
+    kv_heads: str = "all"
+    decode_steps: int = 0
+    query_stride: int = 1
+    dtype: str = "float16"
+    device: str = "auto"
+    random_weights: bool = False
+    seed: int = 0
+    trust_remote_code: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dump will hold, as far as the config tells; `estimated_bytes` is before compression."""
+
+    source: models.Source
+    config: Any
+    shape: models.Shape
+    layers: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    device: str
+    estimated_bytes: int
+
+
+def parse_tokens(text: str, argument: str = "--context") -> int:
+    """A number of tokens: "4096", or "32k" for 32 * 1024."""
+    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
+        raise UsageError(f"{argument} must be a number of tokens such as 4096 or 32k, got {text!r}")
+    return int(digits) * factor
+
+
+def make_plan(settings: DumpSettings) -> Plan:
+    """Checks all that needs no weights; raises UsageError, or RunError where the hub gives no config."""
+    _check_numbers(settings)
+    _check_out(settings.out, settings.force)
+    device = models.choose_device(settings.device)
+    source = models.find(settings.model, settings.revision, settings.trust_remote_code)
+    config = models.load_config(source, settings.rope_scaling)
+    shape = models.shape(config)
+    longest = settings.context_tokens + settings.decode_steps
+    if shape.max_tokens is not None and longest > shape.max_tokens:
+        raise UsageError(
+            f"--context {settings.context_tokens} and --decode-steps {settings.decode_steps} must be at most "
+            f"{shape.max_tokens} tokens for {source.name}, got {longest}; see --rope-scaling"
+        )
+    layers = _choose_layers(settings.layers, shape.layer_kinds)
+    kv_heads = _choose("--kv-heads", settings.kv_heads, shape.num_kv_heads)
+    key_rows = longest
+    query_tokens = -(-settings.context_tokens // settings.query_stride) + settings.decode_steps
+    row_bytes = shape.head_dim * np.dtype(settings.dtype).itemsize + _COLUMN_BYTES
+    head_bytes = (2 * key_rows + query_tokens * shape.group) * row_bytes
+    documents = max(1, len(settings.prompts))
+    plan = Plan(
+        source, config, shape, layers, kv_heads, device, documents * len(layers) * len(kv_heads) * head_bytes
+    )
+    _check_room(settings.out, plan)
+    return plan
+
+
+def _check_numbers(settings: DumpSettings) -> None:
+    at_least = {
+        "--context": (settings.context_tokens, 1),
+        "--decode-steps": (settings.decode_steps, 0),
+        "--query-stride": (settings.query_stride, 1),
+    }
+    for argument, (value, least) in at_least.items():
+        if value < least:
+            raise UsageError(f"{argument} must be at least {least}, got {value}")
+    if settings.dtype not in ("float16", "float32"):
+        raise UsageError(f"--dtype must be float16 or float32, got {settings.dtype!r}")
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} must be a folder, it is a file")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        what = "a finished dump" if (out / MANIFEST).exists() else "files"
+        raise UsageError(f"--out {out} holds {what} already; --force replaces a dump's files in it")
+
+
+def _check_room(out: Path, plan: Plan) -> None:
+    """Room on the disk, and for files: keys, values and decode queries stay open until decoding ends."""
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free_bytes = shutil.disk_usage(parent).free
+    if plan.estimated_bytes > free_bytes:
+        raise UsageError(f"--out {out}: needs about {plan.estimated_bytes} bytes, {free_bytes} are free")
+    needed = len(plan.layers) * len(plan.kv_heads) * (len(KINDS) - 1) + _FREE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(f"--layers and --kv-heads need {needed} open files, the system allows {hard}")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _choose_layers(text: str, kinds: tuple[str, ...]) -> tuple[int, ...]:
+    """The layers asked for; "all" leaves out those that have no attention (hybrid models)."""
+    layers = _choose("--layers", text, len(kinds))
+    if text == "all":
+        layers = tuple(layer for layer in layers if kinds[layer] in models.ATTENTION_LAYERS)
+    for layer in layers:
+        if kinds[layer] not in models.ATTENTION_LAYERS:
+            raise UsageError(
+                f"--layers: layer {layer} is {kinds[layer]}, it has no keys and values to record"
+            )
+    if not layers:
+        raise UsageError(f"--layers: the model has no attention layer, only {', '.join(sorted(set(kinds)))}")
+    return layers
+
+
+def _choose(argument: str, text: str, count: int) -> tuple[int, ...]:
+    """The numbers below `count` in "all" or "0,8,16-19", in order."""
+    if text == "all":
+        return tuple(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() for end in ends):
+            raise UsageError(f"{argument} must be all, or numbers and ranges such as 0,8,16-19, got {text!r}")
+        low, high = int(ends[0]), int(ends[1])
+        if high >= count:
+            raise UsageError(f"{argument} {high} does not exist: the model has 0-{count - 1}")
+        if low > high:
+            raise UsageError(f"{argument}: the range {part.strip()} is backwards")
+        chosen.update(range(low, high + 1))
+    return tuple(sorted(chosen))
