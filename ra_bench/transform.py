@@ -104,6 +104,10 @@ class Transformed(Index):
         self.learn_queries = inner.learn_queries
         self.learn_neighbors = inner.learn_neighbors
 
+    def warm_up(self, d: int) -> None:
+        """Warms the inner index up for the rows that the transform makes."""
+        self.inner.warm_up(self.transform.queries(np.zeros((1, d), np.float32)).shape[1])
+
     def build(
         self,
         keys: np.ndarray,

@@ -1,0 +1,96 @@
+"""Navigating spreading-out graph, as faiss builds it: one layer, one entry, monotone paths from it.
+
+Fu, Xiang, Wang, Cai, "Fast approximate nearest neighbor search with the navigating spreading-out graph",
+PVLDB 2019, arXiv 1707.00143; faiss: arXiv 2401.08281. Differs: distances are negative inner products; the
+neighbour graph that it prunes is exact. faiss cannot build the graph of few keys: up to four times
+max(neighbors, degree) are scanned instead.
+Build O(n² d) for the exact neighbours and O(n log n) for the graph, search O(ef log n); no insert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from ra_bench.indexes._faiss import library, read, use_threads
+from ra_bench.indexes._graph import ef_sweep
+
+from ra_bench.head import Head
+from ra_bench.index import Bytes, Found, Index, Work, pad_ids
+
+SCAN_FACTOR = 4
+
+
+@dataclass
+class Nsg(Index):
+    """faiss IndexNSGFlat with metric inner product, on a float32 copy of the keys."""
+
+    kind: ClassVar[str] = "graph"
+    paper: ClassVar[str] = "arXiv 1707.00143"
+    copies_keys: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("faiss",)
+
+    degree: int = 32  # the paper's m, faiss' R: most links of a node
+    neighbors: int = 64  # the paper's k, faiss' GK: neighbours of a node in the graph that is pruned
+    build_ef: int = 64  # the paper's l, faiss' L: queue length of the build's searches
+
+    def __post_init__(self) -> None:
+        for name in ("degree", "neighbors", "build_ef"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def build(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
+        about: Head | None = None,
+    ) -> None:
+        """Exact neighbours of all keys, then the pruned graph."""
+        faiss = library()
+        super().build(keys, values, queries, about)
+        use_threads(self.threads)
+        n, d = self.keys.shape
+        if n <= SCAN_FACTOR * max(self.neighbors, self.degree):
+            self._index = faiss.IndexFlatIP(d)
+        else:
+            self._index = faiss.IndexNSGFlat(d, self.degree, faiss.METRIC_INNER_PRODUCT)
+            self._index.build_type = 0  # exact neighbours
+            self._index.GK = self.neighbors
+            self._index.nsg.L = self.build_ef
+        self._index.add(self.keys.astype(np.float32, copy=False))
+
+    @property
+    def _scans(self) -> bool:
+        return not hasattr(self._index, "nsg")
+
+    def search(self, queries: np.ndarray, k: int | None, *, ef: int = 200) -> Found:
+        """Best-first search from the entry with a queue of max(ef, k); k is 100 by default."""
+        k = 100 if k is None else k
+        use_threads(self.threads)
+        top = min(k, self._index.ntotal)
+        if not self._scans:
+            self._index.nsg.search_L = max(ef, top)
+        _, ids = self._index.search(np.ascontiguousarray(queries, np.float32), top)
+        return Found(pad_ids(ids, k), Work())
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """Queues from k to 32 k, at most half of the keys."""
+        return [{"ef": ef} for ef in ef_sweep(n, k)]
+
+    @property
+    def nbytes(self) -> Bytes:
+        """Rows and links."""
+        links = 0 if self._scans else self._index.nsg.R
+        return Bytes(self._index.ntotal * (self._index.d + links) * 4)
+
+    def save_state(self, folder: Path) -> None:
+        """One faiss file."""
+        faiss = library()
+        faiss.write_index(self._index, str(folder / "graph.faiss"))
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        """Reads the faiss file into memory."""
+        self._index = read(folder / "graph.faiss", len(self.keys))
