@@ -34,6 +34,65 @@ Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead
 
 
 @app.command()
+def dump(
+    model: Annotated[str, typer.Option(help="A hub name, a folder, or a GGUF file.")],
+    results: Annotated[Path, typer.Option("--out", help="Folder for the dump.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text file, or - for stdin; several are several documents. Default: Python's sources."
+        ),
+    ] = None,
+    context: Annotated[str, typer.Option(help="Tokens to prefill, as 4096 or 32k.")] = "4k",
+    rope_scaling: Annotated[str | None, typer.Option(help="Stretch the context, as yarn:4.")] = None,
+    layers: Annotated[str, typer.Option(help="Layers, as 0,8-11, or all.")] = "all",
+    kv_heads: Annotated[str, typer.Option(help="KV heads, as 0,2-3, or all.")] = "all",
+    decode_steps: Annotated[
+        int, typer.Option(help="Tokens to decode; their queries are the true tests.")
+    ] = 32,
+    query_stride: Annotated[int, typer.Option(help="Keep the prefill queries of every so many tokens.")] = 1,
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Stored type.")] = "float16",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Only the model's config; marked in the dump.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a dump that is there.")] = False,
+) -> None:
+    """Records real queries, keys and values of a model's prefill and decoding, as Parquet."""
+    from ra_bench.dump_plan import DumpSettings, parse_tokens
+    from ra_bench.progress import DumpProgress
+
+    settings = DumpSettings(
+        model=model,
+        out=results,
+        context_tokens=parse_tokens(context),
+        prompts=tuple(prompt or ()),
+        revision=revision,
+        rope_scaling=rope_scaling,
+        layers=layers,
+        kv_heads=kv_heads,
+        decode_steps=decode_steps,
+        query_stride=query_stride,
+        dtype=dtype,
+        device=device,
+        random_weights=random_weights,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        force=force,
+    )
+    with DumpProgress(err) as progress:
+        from ra_bench.dump import dump as record
+
+        data = record(settings, progress.update)
+    out.print(f"{len(data.heads)} heads in {data.path}", highlight=False)
+
+
+@app.command()
 def compare(
     indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
     data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,

@@ -26,8 +26,11 @@ from ra_bench.timing import Passes, queries_per_second, timed_passes
 from ra_bench.truth import scores_of
 
 INSERT_BLOCK_TOKENS = 64
-# A sweep ends once it finds practically everything: dearer settings cannot tell more.
+# A sweep ends once it finds practically everything, or costs this many exact scans: dearer settings cannot
+# tell more, and the scan would serve anybody better.
 ENOUGH_RECALL = 0.9995
+TOO_MANY_SCANS = 3.0
+NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scans
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),
     }
+    scan_us = _exact_scan_us(keys, bundle.test_queries[: index.group])
+    too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
     for k in job.ks:
         efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
         for rank, effort in enumerate(efforts):
             row = measure_setting(index, bundle, k, effort, job.repeats)
             land(unit_row | row | {"k": k, "effort": json.dumps(effort), "effort_rank": rank})
-            if row["recall"] >= ENOUGH_RECALL:
+            if row["recall"] >= ENOUGH_RECALL or row["search_p50_us"] > too_slow_us:
                 break
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if type(index).can_insert else None,
@@ -153,6 +158,17 @@ def _latency(name: str, passes: Passes) -> Row:
         f"{name}_p99_us": p99,
         f"{name}_us_samples": samples,
     }
+
+
+def _exact_scan_us(keys: np.ndarray, block: np.ndarray, passes: int = 5) -> float:
+    """Time per query of all inner products of one block, without selecting the largest; best of `passes`."""
+    rows = keys.astype(np.float32)
+    seconds = []
+    for _ in range(passes):
+        started = time.perf_counter()
+        block @ rows.T
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) * 1e6 / len(block)
 
 
 def _insert_us_per_key(index: Index, bundle: Bundle) -> float | None:

@@ -1,4 +1,4 @@
-"""How a run tells a person where it stands: a line a unit on stderr, and what is left."""
+"""How a run tells a person, on stderr, where it stands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.status import Status
+
+if TYPE_CHECKING:
+    from ra_bench.dump import Progress as Stage
 
 
 class Progress:
@@ -45,6 +50,41 @@ class Progress:
         elapsed_s = time.monotonic() - self.started_s
         tail = "" if status == "ok" else f"  {status}: {reason}"
         self.console.print(f"{place:>7}  {elapsed_s:6.1f} s  {name}{tail}", markup=False)
+
+
+class DumpProgress:
+    """Shows a dump's stages on stderr: the size estimate, then a bar over layers and over decoded tokens."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Bars(
+            *Bars.get_default_columns()[:3], MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self.tasks: dict[tuple[str, str], TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def update(self, now: Stage) -> None:
+        """Takes in where the dump stands."""
+        if now.stage == "estimate":
+            self.console.print(f"estimated size: {now.total / 1e6:,.1f} MB before compression")
+        elif now.stage in ("load", "finish"):
+            self.console.print({"load": "loading the model", "finish": "finishing the files"}[now.stage])
+        else:
+            place = (now.document, now.stage)
+            unit = {"prefill": "layers", "decode": "tokens"}[now.stage]
+            if place not in self.tasks:
+                self.tasks[place] = self.bars.add_task(
+                    f"{now.stage} {now.document} ({unit})", total=now.total
+                )
+            self.bars.update(self.tasks[place], completed=now.done)
 
 
 def total_memory_bytes() -> int:

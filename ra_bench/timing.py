@@ -11,7 +11,7 @@ import numpy as np
 Result = TypeVar("Result")
 
 # A further pass starts only while the passes before it took less than this: slow settings get fewer.
-PASSES_BUDGET_S = 1.0
+PASSES_BUDGET_S = 0.5
 WARM_UP_CALLS = 3
 
 

@@ -160,6 +160,9 @@ class DumpWriter:
 
     def discard(self) -> None:
         """Removes every file written so far, and the folder if this made it."""
+        (self.folder / MANIFEST).unlink(
+            missing_ok=True
+        )  # first: an interruption may come just after its rename
         for writer in self._files.values():
             writer.discard()
         (self.folder / (MANIFEST + ".partial")).unlink(missing_ok=True)

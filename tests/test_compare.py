@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +170,33 @@ def test_a_failure_is_a_row_with_its_reason(dump, tmp_path, planted, status, rea
     assert failure["reason"].startswith(reason)
     assert len(measured) == (planted == "Raises"), "what was measured before the failure is kept"
     assert of(rows, "flat")[0]["status"] == "ok", "other units are not hurt"
+
+
+def test_a_worker_dies_with_its_parent(dump, tmp_path) -> None:
+    out = tmp_path / "out"
+    arguments = ["compare", "--indexes", f"{PLANTED}::Hangs", "--data", str(dump), "--out", str(out)]
+    parent = subprocess.Popen([sys.executable, "-m", "ra_bench", *arguments], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any((out / "log").glob("[0-9a-f]*.log")):
+        time.sleep(0.05)
+    time.sleep(1)  # the child is past its first lines, in which it asks to die with its parent
+    pids = children.read_text().split()
+
+    parent.kill()
+    parent.wait()
+
+    assert pids, "the hanging unit was running"
+    while time.monotonic() < deadline and any(map(is_running, pids)):
+        time.sleep(0.05)
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_sliding_window_layer_is_skipped_with_its_reason(make_dump, tmp_path) -> None:

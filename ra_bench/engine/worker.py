@@ -6,8 +6,11 @@ JSON line at once, so that what was measured survives whatever happens next. The
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,9 +18,21 @@ from typing import Any
 
 from ra_bench.errors import RaBenchError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent dies, however that dies; elsewhere does nothing."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the request
+            os.kill(os.getpid(), signal.SIGKILL)
+
 
 def main() -> int:
     """Runs the task; a failure is a line too, and an unexpected one also prints its traceback."""
+    die_with_parent()
     task = json.loads(Path(sys.argv[1]).read_text())
     module, _, function = task["call"].partition(":")
     with Path(sys.argv[2]).open("a") as lines:
