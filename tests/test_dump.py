@@ -352,6 +352,17 @@ def test_a_disk_too_small_is_refused_before_the_model_is_loaded(settings, monkey
         dump(settings())
 
 
+def test_too_few_open_files_are_refused_or_asked_for(settings, monkeypatch):
+    asked = []
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: asked.append(limits))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 10_000))
+    make_plan(settings())
+    assert asked == [(256 + 3 * 6, 10_000)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 200))
+    with pytest.raises(UsageError, match="need 274 open files, the system allows 200"):
+        make_plan(settings())
+
+
 # --- what is left when it ends early ----------------------------------------------------------------------
 
 

@@ -77,6 +77,14 @@ def test_a_fused_projection_is_understood():
     assert rope.layout == "half"
 
 
+@pytest.mark.parametrize(
+    ("family", "layout"), [("llama", "half"), ("qwen3", "half"), ("cohere", "interleaved")]
+)
+def test_the_layout_is_found_in_bfloat16_too(family, layout):
+    facts = probe(tiny_model.build(family).to(torch.bfloat16), (0, 1, 2), 300)
+    assert {facts[layer].rotation.layout for layer in facts} == {layout}
+
+
 def test_scalings_are_read_from_the_model():
     yarn = probe(tiny_model.build("llama", rope_parameters=YARN), (0,), 300)[0].rotation.read()
     assert yarn.scaling == "yarn"
