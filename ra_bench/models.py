@@ -215,8 +215,10 @@ def _not_loaded(source: Source, error: Exception, what: str = "") -> RunError:
 
 
 def _quiet() -> None:
-    """Keeps transformers' bars and notes off the terminal: `dump` reports its own progress."""
+    """Keeps the bars and notes of transformers and of the hub off the terminal: `dump` reports by itself."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # or five retries are a line each, where the hub cannot be reached
     logging.set_verbosity_error()
     logging.disable_progress_bar()
