@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ra_bench.errors import RaBenchError, UsageError
+from ra_bench.arguments import parse_numbers
+from ra_bench.errors import RaBenchError
 
 app = typer.Typer(
     help="Which index should serve an LLM's attention, and what it costs.",
@@ -134,9 +135,9 @@ def compare(
         comparison.Settings(
             indexes=tuple(split_specs(indexes)),
             data=str(data or sample_path()),
-            ks=tuple(sorted(set(_integers("--k", k)))),
-            layers=None if layers is None else tuple(_integers("--layers", layers)),
-            kv_heads=None if kv_heads is None else tuple(_integers("--kv-heads", kv_heads)),
+            ks=tuple(parse_numbers("--k", k)),
+            layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
+            kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
             split=split,
             max_queries=max_queries,
             causal_learn=causal_learn,
@@ -242,17 +243,3 @@ def _print_table(table: Table) -> None:
 def _fail(message: str, code: int) -> Any:
     err.print(f"ra-bench: {message}", markup=False)
     sys.exit(code)
-
-
-def _integers(option: str, text: str) -> list[int]:
-    """`0,8-11` → [0, 8, 9, 10, 11]."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = (
-            part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
-        )
-        try:
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError:
-            raise UsageError(f"{option} must be numbers such as 0,8-11, got '{text}'") from None
-    return numbers
