@@ -6,6 +6,9 @@
 namespace ra_bench {
 namespace {
 
+// Keys expanded at once: their links and vectors are fetched together, and the pool is passed over once.
+constexpr size_t kTogether = 4;
+
 // A pool entry is one integer, so that one comparison orders it: the score in the high half (as an integer
 // of the same order), then the id, the smaller one first among equals, and 1 in the last bit until expanded.
 inline uint64_t pack(float score, int32_t id) {
@@ -23,15 +26,45 @@ inline float unpack_score(uint64_t entry) {
   return score;
 }
 
-// How many entries of the pool are larger. No branch depends on data: mispredictions cost more than the steps.
+// Sorts a few entries, largest first. Quadratic, but its jumps can be predicted, unlike those of other sorts.
+inline void sort_batch(const uint64_t* from, size_t size, uint64_t* sorted) {
+  for (size_t i = 0; i < size; ++i) {
+    const uint64_t entry = from[i];
+    size_t larger = 0;
+    for (size_t j = 0; j < size; ++j) larger += from[j] > entry;
+    sorted[larger] = entry;
+  }
+}
+
+// How many entries of the pool are larger. No branch depends on data, and calls for several entries overlap.
 inline size_t rank_of(const uint64_t* pool, size_t size, uint64_t entry) {
   const uint64_t* base = pool;
   while (size > 1) {
     const size_t half = size / 2;
-    base += (base[half - 1] > entry) ? half : 0;
+    base += half & (size_t{0} - static_cast<size_t>(base[half - 1] > entry));  // GCC turns `? half : 0` into a jump
     size -= half;
   }
   return static_cast<size_t>(base - pool) + (size == 1 && *base > entry);
+}
+
+// Merges the sorted batch into the sorted pool of at most `capacity`; returns the best place that changed.
+// One pass for the whole batch: a search spends more time on its pool than on dot products otherwise.
+inline size_t merge(size_t added, size_t capacity, Beam& beam) {
+  uint64_t* pool = beam.pool.data();
+  const uint64_t* batch = beam.batch.data();
+  size_t* ranks = beam.ranks.data();
+  for (size_t i = 0; i < added; ++i) ranks[i] = rank_of(pool, beam.size, batch[i]);
+  while (added && ranks[added - 1] + added > capacity) --added;  // these fall out at once
+  if (!added) return capacity;
+  beam.size = std::min(beam.size + added, capacity);
+  size_t end = beam.size - added;  // of the old entries that stay and have not moved yet
+  for (size_t i = added; i-- > 0;) {
+    const size_t begin = ranks[i];
+    std::memmove(pool + begin + i + 1, pool + begin, (end - begin) * sizeof(uint64_t));
+    pool[begin + i] = batch[i];
+    end = begin;
+  }
+  return ranks[0];
 }
 
 // Scores the `count` fresh keys and puts them into the pool; returns the best place that changed.
@@ -39,33 +72,46 @@ inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, cons
                           size_t capacity, Beam& beam) {
   geometry.nearness(kernels, target.vector, target.extra, beam.fresh.data(), count, beam.scores.data());
   beam.dots += static_cast<int64_t>(count);
-  uint64_t* pool = beam.pool.data();
-  size_t best = capacity;
+  const uint64_t worst = beam.size == capacity ? beam.pool[capacity - 1] : 0;
+  uint64_t* unsorted = beam.unsorted.data();
+  size_t added = 0;
   for (size_t i = 0; i < count; ++i) {
-    const uint64_t entry = pack(beam.scores[i], beam.fresh[i]);
-    const bool full = beam.size == capacity;
-    if (full && entry < pool[capacity - 1]) continue;
-    const size_t at = rank_of(pool, beam.size, entry);
-    const size_t end = full ? capacity - 1 : beam.size;
-    std::memmove(pool + at + 1, pool + at, (end - at) * sizeof(uint64_t));
-    pool[at] = entry;
-    beam.size = end + 1;
-    best = std::min(best, at);
+    unsorted[added] = pack(beam.scores[i], beam.fresh[i]);
+    added += unsorted[added] > worst;
   }
-  return best;
+  sort_batch(unsorted, added, beam.batch.data());
+  return merge(added, capacity, beam);
 }
 
 inline void reset(const Graph& graph, size_t capacity, size_t num_starts, Beam& beam) {
   beam.visited.assign((graph.n + 63) / 64, 0);
   if (beam.pool.size() < capacity + 1) beam.pool.resize(capacity + 1);
-  const size_t most = std::max(graph.degree, num_starts);
-  if (beam.fresh.size() < most + 1) {
-    beam.fresh.resize(most + 1);
-    beam.scores.resize(most + 1);
+  const size_t most = std::max(kTogether * graph.degree, num_starts) + 1;
+  if (beam.fresh.size() < most) {
+    beam.fresh.resize(most);
+    beam.scores.resize(most);
+    beam.unsorted.resize(most);
+    beam.batch.resize(most);
+    beam.ranks.resize(most);
   }
   beam.size = 0;
   beam.dots = beam.expansions = 0;
   beam.expanded.clear();
+}
+
+// Appends the neighbours of `id` that were not visited before, and marks them; returns how many there are now.
+inline size_t gather_fresh(const Graph& graph, int32_t id, size_t count, Beam& beam) {
+  const int32_t* to = graph.row(static_cast<size_t>(id));
+  int32_t* fresh = beam.fresh.data();
+  uint64_t* visited = beam.visited.data();
+  for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
+    uint64_t& word = visited[to[j] >> 6];
+    const uint64_t bit = uint64_t{1} << (to[j] & 63);
+    fresh[count] = to[j];
+    count += !(word & bit);
+    word |= bit;
+  }
+  return count;
 }
 
 }  // namespace
@@ -80,29 +126,27 @@ void search_graph(const Kernels& kernels, const Geometry& geometry, const Graph&
   }
   score_fresh(kernels, geometry, target, num_starts, capacity, beam);
   size_t cursor = 0;  // no entry before it awaits expansion
-  while (cursor < std::min(beam.size, ef)) {
-    uint64_t& entry = beam.pool[cursor];
-    if (!(entry & 1)) {
-      ++cursor;
-      continue;
+  while (true) {
+    int32_t together[kTogether];
+    size_t chosen = 0;
+    for (; cursor < std::min(beam.size, ef) && chosen < kTogether; ++cursor) {
+      uint64_t& entry = beam.pool[cursor];
+      if (!(entry & 1)) continue;
+      entry ^= 1;
+      together[chosen] = beam.id(cursor);
+      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(together[chosen++]))), graph.degree * 4);
+      if (keep_expanded) beam.expanded.push_back({unpack_score(entry), together[chosen - 1]});
     }
-    entry ^= 1;
-    const int32_t id = beam.id(cursor);
-    ++beam.expansions;
-    if (keep_expanded) beam.expanded.push_back({unpack_score(entry), id});
-    const int32_t* to = graph.row(static_cast<size_t>(id));
+    if (!chosen) return;
+    beam.expansions += static_cast<int64_t>(chosen);
     size_t count = 0;
-    for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
-      uint64_t& word = visited[to[j] >> 6];
-      const uint64_t bit = uint64_t{1} << (to[j] & 63);
-      beam.fresh[count] = to[j];
-      count += !(word & bit);
-      word |= bit;
+    for (size_t i = 0; i < chosen; ++i) count = gather_fresh(graph, together[i], count, beam);
+    for (size_t i = cursor, ahead = 0; i < beam.size && ahead < kTogether; ++i) {  // likely the next to be expanded
+      if (!(beam.pool[i] & 1)) continue;
+      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(beam.id(i)))), graph.degree * 4);
+      ++ahead;
     }
-    if (!count) continue;
-    // Its links will likely be wanted next, whatever these keys' scores are.
-    if (cursor + 1 < beam.size) prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(beam.id(cursor + 1)))), graph.degree * 4);
-    cursor = std::min(cursor, score_fresh(kernels, geometry, target, count, capacity, beam));
+    if (count) cursor = std::min(cursor, score_fresh(kernels, geometry, target, count, capacity, beam));
   }
 }
 

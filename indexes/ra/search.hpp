@@ -12,6 +12,9 @@ struct Beam {
   std::vector<uint64_t> visited;   // one bit a key
   std::vector<int32_t> fresh;      // neighbours not visited before
   std::vector<float> scores;
+  std::vector<uint64_t> unsorted;  // fresh keys that are good enough for the pool
+  std::vector<uint64_t> batch;     // the same, sorted
+  std::vector<size_t> ranks;       // where they belong
   std::vector<Candidate> expanded; // filled where asked for
   int64_t dots = 0, expansions = 0;
 
