@@ -32,6 +32,7 @@ class Hnsw(Index):
 
     kind: ClassVar[str] = "graph"
     paper: ClassVar[str] = "arXiv 1603.09320"
+    needs_lift: ClassVar[bool] = True
     can_insert: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("hnswlib",)

@@ -29,6 +29,7 @@ class Nsg(Index):
 
     kind: ClassVar[str] = "graph"
     paper: ClassVar[str] = "arXiv 1707.00143"
+    needs_lift: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("faiss",)
 

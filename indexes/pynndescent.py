@@ -31,6 +31,7 @@ class PyNNDescent(Index):
 
     kind: ClassVar[str] = "graph"
     paper: ClassVar[str] = "Dong et al. 2011"
+    needs_lift: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("pynndescent",)
 

@@ -11,13 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import parse_numbers
 from ra_bench.errors import RaBenchError
+
+# BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
+CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     help="Which index should serve an LLM's attention, and what it costs.",
@@ -227,11 +229,11 @@ def main() -> None:
         code = app(standalone_mode=False)
     except RaBenchError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
+    except CommandLineError as error:
         _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
