@@ -31,12 +31,17 @@ void check_threads(int threads) {
   if (threads < 1) refuse("threads must be at least 1, got " + std::to_string(threads));
 }
 
-nb::tuple gather(const Array& queries, const Array& ids, const Array& keys, const Array& values, int threads) {
+nb::tuple gather(const Array& queries, const Array& ids, const Array& keys, const Array& values,
+                 int threads) {
   const Matrix<float> query_rows("queries", queries);
   const Matrix<int32_t> id_rows("ids", ids);
   const Rows key_rows = rows_of("keys", keys), value_rows = rows_of("values", values);
-  if (query_rows.columns != key_rows.d) refuse("queries must be (m, " + std::to_string(key_rows.d) + ") as the keys are, got d " + std::to_string(query_rows.columns));
-  if (id_rows.m != query_rows.m) refuse("ids must have a row for each of the " + std::to_string(query_rows.m) + " queries, got " + std::to_string(id_rows.m));
+  if (query_rows.columns != key_rows.d)
+    refuse("queries must be (m, " + std::to_string(key_rows.d) + ") as the keys are, got d " +
+           std::to_string(query_rows.columns));
+  if (id_rows.m != query_rows.m)
+    refuse("ids must have a row for each of the " + std::to_string(query_rows.m) + " queries, got " +
+           std::to_string(id_rows.m));
   if (value_rows.n != key_rows.n || value_rows.d != key_rows.d) refuse("values must have the shape of keys");
   check_threads(threads);
   check_ids(id_rows.data, id_rows.m * id_rows.columns, key_rows.n, -1);
@@ -45,7 +50,8 @@ nb::tuple gather(const Array& queries, const Array& ids, const Array& keys, cons
   auto lse_array = new_array<float>(lse, query_rows.m);
   {
     nb::gil_scoped_release release;
-    gather_attention(query_rows.data, query_rows.m, id_rows.data, id_rows.columns, key_rows, value_rows, threads, output, lse);
+    gather_attention(query_rows.data, query_rows.m, id_rows.data, id_rows.columns, key_rows, value_rows,
+                     threads, output, lse);
   }
   return nb::make_tuple(output_array, lse_array);
 }
@@ -54,7 +60,8 @@ FloatArray dot_rows(const Array& query, const Array& rows, const Array& ids, con
   const Rows all = rows_of("rows", rows);
   if (query.ndim() != 1 || !is_float(query, 32) || !is_contiguous(query) || query.shape(0) != all.d)
     refuse("query must be (" + std::to_string(all.d) + ",) float32, C-contiguous");
-  if (ids.ndim() != 1 || !is_int32(ids) || !is_contiguous(ids)) refuse("ids must be (count,) int32, C-contiguous");
+  if (ids.ndim() != 1 || !is_int32(ids) || !is_contiguous(ids))
+    refuse("ids must be (count,) int32, C-contiguous");
   const int32_t* chosen = static_cast<const int32_t*>(ids.data());
   check_ids(chosen, ids.shape(0), all.n, 0);
   const Kernels& table = kernel.empty() ? kernels() : kernels_named(kernel);
@@ -93,14 +100,17 @@ NB_MODULE(_native, m) {
   using namespace ra_bench;
   using namespace nb::literals;
   m.doc() = "Distance kernels, thread pool and gather-attention that native methods share.";
-  m.def("gather_attention", &gather, "queries"_a, "ids"_a, "keys"_a, "values"_a, "threads"_a = 1,
-        "Exact softmax attention of queries (m, d) float32 over the rows ids (m, k) int32 of keys and values\n"
-        "(n, d) float16 or float32; -1 is skipped, wherever it stands. Returns output (m, d) and the natural\n"
-        "logarithm of the summed exponentials (m,), float32: 0 and -inf for an empty row. Raises ValueError for\n"
-        "a wrong shape, type or id, and for keys or values that are not C-contiguous.");
+  m.def(
+      "gather_attention", &gather, "queries"_a, "ids"_a, "keys"_a, "values"_a, "threads"_a = 1,
+      "Exact softmax attention of queries (m, d) float32 over the rows ids (m, k) int32 of keys and values\n"
+      "(n, d) float16 or float32; -1 is skipped, wherever it stands. Returns output (m, d) and the natural\n"
+      "logarithm of the summed exponentials (m,), float32: 0 and -inf for an empty row. Raises ValueError "
+      "for\n"
+      "a wrong shape, type or id, and for keys or values that are not C-contiguous.");
   m.def("kernels", &kernel_names, "Names of the instruction sets that this CPU has kernels for, best first.");
   m.def("dot_rows", &dot_rows, "query"_a, "rows"_a, "ids"_a, "kernel"_a = "",
-        "Inner products (count,) float32 of query (d,) float32 with the rows ids (count,) int32 of rows (n, d),\n"
+        "Inner products (count,) float32 of query (d,) float32 with the rows ids (count,) int32 of rows (n, "
+        "d),\n"
         "by the named kernel. Raises ValueError for a wrong shape, type, id or name.");
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every native call of this module use the named kernel; '' goes back to the best. For tests.");

@@ -18,8 +18,12 @@ using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 
 [[noreturn]] inline void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
-inline bool is_float(const Array& a, int bits) { return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && a.dtype().bits == bits; }
-inline bool is_int32(const Array& a) { return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) && a.dtype().bits == 32; }
+inline bool is_float(const Array& a, int bits) {
+  return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && a.dtype().bits == bits;
+}
+inline bool is_int32(const Array& a) {
+  return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) && a.dtype().bits == 32;
+}
 
 inline bool is_contiguous(const Array& a) {
   int64_t step = 1;
@@ -30,7 +34,8 @@ inline bool is_contiguous(const Array& a) {
 
 // (n, d) float16 or float32, C-contiguous.
 inline Rows rows_of(const char* name, const Array& a) {
-  if (a.ndim() != 2) refuse(std::string(name) + " must be (n, d), got " + std::to_string(a.ndim()) + " dimensions");
+  if (a.ndim() != 2)
+    refuse(std::string(name) + " must be (n, d), got " + std::to_string(a.ndim()) + " dimensions");
   if (!is_float(a, 16) && !is_float(a, 32)) refuse(std::string(name) + " must be float16 or float32");
   if (!is_contiguous(a)) refuse(std::string(name) + " must be C-contiguous");
   return {a.data(), is_float(a, 16) ? kFloat16 : kFloat32, a.shape(0), a.shape(1)};
@@ -43,14 +48,17 @@ class Matrix {
   Matrix(const char* name, const Array& a) : m(0), columns(0) {
     constexpr bool floats = std::is_same<T, float>::value;
     if (a.ndim() != 2) refuse(std::string(name) + " must have 2 dimensions, got " + std::to_string(a.ndim()));
-    if (floats ? !is_float(a, 32) : !is_int32(a)) refuse(std::string(name) + (floats ? " must be float32" : " must be int32"));
+    if (floats ? !is_float(a, 32) : !is_int32(a))
+      refuse(std::string(name) + (floats ? " must be float32" : " must be int32"));
     m = a.shape(0);
     columns = a.shape(1);
     data = static_cast<const T*>(a.data());
     if (is_contiguous(a)) return;
     copy_.resize(m * columns);
     for (size_t i = 0; i < m; ++i)
-      for (size_t j = 0; j < columns; ++j) copy_[i * columns + j] = data[static_cast<int64_t>(i) * a.stride(0) + static_cast<int64_t>(j) * a.stride(1)];
+      for (size_t j = 0; j < columns; ++j)
+        copy_[i * columns + j] =
+            data[static_cast<int64_t>(i) * a.stride(0) + static_cast<int64_t>(j) * a.stride(1)];
     data = copy_.data();
   }
   Matrix(const Matrix&) = delete;

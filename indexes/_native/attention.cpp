@@ -47,7 +47,8 @@ void gather_attention(const float* queries, size_t m, const int32_t* ids, size_t
     own.ids.resize(k + 1);
     own.weights.resize(k + 1);
     for (int64_t i = begin; i < end; ++i)
-      attend_one(table, queries + i * keys.d, ids + i * k, k, keys, values, own, output + i * values.d, lse + i);
+      attend_one(table, queries + i * keys.d, ids + i * k, k, keys, values, own, output + i * values.d,
+                 lse + i);
   });
 }
 

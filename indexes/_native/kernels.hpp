@@ -31,9 +31,11 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   // scores[i] = query · rows[ids[i]], for i < count. Prefetches the rows. Indexed by RowType.
-  void (*dot_rows[2])(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d, float* scores);
+  void (*dot_rows[2])(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d,
+                      float* scores);
   // out[j] += Σ_i weights[i] * rows[ids[i]][j], for j < d.
-  void (*add_rows[2])(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d, float* out);
+  void (*add_rows[2])(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d,
+                      float* out);
   // out[j] = row[j] as float32, for j < d.
   void (*widen[2])(const void* row, size_t d, float* out);
   // x[i] = exp(x[i] - shift), and their sum. Wants x[i] <= shift.
@@ -45,7 +47,9 @@ struct Kernels {
   void add(const float* weights, const Rows& rows, const int32_t* ids, size_t count, float* out) const {
     add_rows[rows.type](weights, rows.data, ids, count, rows.d, out);
   }
-  void widen_row(const Rows& rows, size_t id, float* out) const { widen[rows.type](rows.row(id), rows.d, out); }
+  void widen_row(const Rows& rows, size_t id, float* out) const {
+    widen[rows.type](rows.row(id), rows.d, out);
+  }
 };
 
 // The kernels that this CPU has, best first; "plain" is the last and always there.

@@ -15,7 +15,9 @@ namespace {
 
 constexpr size_t kAhead = 8;  // rows between a prefetch and its use
 
-inline __m256 load8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline __m256 load8(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 inline float load1(const uint16_t* p) { return _cvtsh_ss(*p); }
 inline float load1(const float* p) { return *p; }
@@ -35,7 +37,8 @@ inline __m128 sum_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
 
 // D is d where the compiler shall know it (the query then stays in registers), 0 for any.
 template <class T, size_t D>
-void dot_rows_of(const float* query, const void* rows, const int32_t* ids, size_t count, size_t any_d, float* scores) {
+void dot_rows_of(const float* query, const void* rows, const int32_t* ids, size_t count, size_t any_d,
+                 float* scores) {
   const size_t d = D ? D : any_d;
   const size_t whole = d & ~size_t{7};
   const T* data = static_cast<const T*>(rows);
@@ -73,7 +76,8 @@ void dot_rows_of(const float* query, const void* rows, const int32_t* ids, size_
 }
 
 template <class T>
-void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d, float* scores) {
+void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d,
+              float* scores) {
   switch (d) {
     case 64: return dot_rows_of<T, 64>(query, rows, ids, count, d, scores);
     case 80: return dot_rows_of<T, 80>(query, rows, ids, count, d, scores);
@@ -86,7 +90,8 @@ void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t c
 
 // Columns [from, from + 8 * B) of all rows, their sums in registers.
 template <class T, int B>
-void add_columns(const float* weights, const T* data, const int32_t* ids, size_t count, size_t d, size_t from, float* out) {
+void add_columns(const float* weights, const T* data, const int32_t* ids, size_t count, size_t d, size_t from,
+                 float* out) {
   __m256 sums[B];
   for (int b = 0; b < B; ++b) sums[b] = _mm256_loadu_ps(out + from + 8 * b);
   for (size_t i = 0; i < count; ++i) {
@@ -99,7 +104,8 @@ void add_columns(const float* weights, const T* data, const int32_t* ids, size_t
 }
 
 template <class T>
-void add_rows(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d, float* out) {
+void add_rows(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d,
+              float* out) {
   const T* data = static_cast<const T*>(rows);
   size_t j = 0;
   for (; j + 64 <= d; j += 64) add_columns<T, 8>(weights, data, ids, count, d, j, out);
@@ -119,9 +125,10 @@ void widen(const void* row, size_t d, float* out) {
 
 // exp(x) for x <= 0: 2^n by the exponent bits, the rest by a polynomial (the usual Cephes expf, 2 ulp).
 inline __m256 exp8(__m256 x) {
-  const __m256 tiny = _mm256_set1_ps(-87.3f);  // below, the result would be subnormal: 0
+  const __m256 tiny = _mm256_set1_ps(-87.3f);               // below, the result would be subnormal: 0
   const __m256 keep = _mm256_cmp_ps(x, tiny, _CMP_NLT_UQ);  // true for NaN too, which then stays NaN
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
   __m256 y = _mm256_set1_ps(1.9875691500e-4f);
@@ -131,7 +138,8 @@ inline __m256 exp8(__m256 x) {
   y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(1.6666665459e-1f));
   y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(5.0000001201e-1f));
   y = _mm256_fmadd_ps(y, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_and_ps(_mm256_mul_ps(y, _mm256_castsi256_ps(power)), keep);
 }
 

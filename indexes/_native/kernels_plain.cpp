@@ -9,7 +9,8 @@ namespace ra_bench {
 namespace {
 
 template <class T>
-void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d, float* scores) {
+void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t count, size_t d,
+              float* scores) {
   const T* data = static_cast<const T*>(rows);
   for (size_t i = 0; i < count; ++i) {
     if (i + 4 < count) prefetch_row(reinterpret_cast<const char*>(data + ids[i + 4] * d), d * sizeof(T));
@@ -26,7 +27,8 @@ void dot_rows(const float* query, const void* rows, const int32_t* ids, size_t c
 }
 
 template <class T>
-void add_rows(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d, float* out) {
+void add_rows(const float* weights, const void* rows, const int32_t* ids, size_t count, size_t d,
+              float* out) {
   const T* data = static_cast<const T*>(rows);
   for (size_t i = 0; i < count; ++i) {
     if (i + 4 < count) prefetch_row(reinterpret_cast<const char*>(data + ids[i + 4] * d), d * sizeof(T));

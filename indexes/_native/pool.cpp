@@ -37,7 +37,7 @@ struct Job {
   int joined = 1;               // guarded by Pool::mutex
   std::atomic<int> running{0};  // workers inside, the caller not counted
   std::atomic<int64_t> next{0};
-  std::exception_ptr error;     // guarded by error_mutex
+  std::exception_ptr error;  // guarded by error_mutex
   std::mutex error_mutex;
 
   void run(int worker) {
@@ -58,8 +58,8 @@ struct Job {
 struct Pool {
   std::mutex mutex;
   std::condition_variable wake;
-  std::vector<Job*> jobs;         // that still want workers
-  std::atomic<int> open{0};       // jobs.size(), to be looked at without the lock
+  std::vector<Job*> jobs;    // that still want workers
+  std::atomic<int> open{0};  // jobs.size(), to be looked at without the lock
   int started = 0;
 
   void work() {
@@ -130,7 +130,8 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(int threads, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t, int)>& body) {
+void parallel_for(int threads, int64_t count, int64_t grain,
+                  const std::function<void(int64_t, int64_t, int)>& body) {
   grain = std::max<int64_t>(grain, 1);
   const int64_t chunks = (count + grain - 1) / grain;
   const int workers = static_cast<int>(std::min<int64_t>({threads, chunks, kMaxThreads}));

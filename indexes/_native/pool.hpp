@@ -11,6 +11,7 @@ namespace ra_bench {
 // become free. `worker` is in [0, threads) and no two calls that run at once share it: use it for scratch
 // space. The caller takes part; with one thread, or one chunk, all runs in the caller. The first exception
 // ends the loop and is thrown here. Safe from several threads at once, nested, and after a fork.
-void parallel_for(int threads, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t, int)>& body);
+void parallel_for(int threads, int64_t count, int64_t grain,
+                  const std::function<void(int64_t, int64_t, int)>& body);
 
 }  // namespace ra_bench

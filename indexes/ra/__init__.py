@@ -11,7 +11,8 @@ What differs from them:
 - A key is joined to the neighbours of every query that has it among its first `pivots`, and where several
   queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
-  directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys.
+  directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
+  four keys at a time, RoarGraph's one.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
 - Inserted keys are linked as in connectivity enhancement; neither paper says how.
 - Without learn queries, a sample of the keys stands in for them.
@@ -33,15 +34,16 @@ from ra_bench.index import Bytes, Found, Index, Work
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
+LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
 
 @dataclass
 class Ra(Index):
     """RetrievalAttention's graph index.
 
-    `degree` links a key, `query_degree` of them at most from queries, chosen from `candidates` keys;
-    `beam` is the pool of the search that finds the other links (0: none). A search starts from `seeds`
-    keys of the nearest of `centroids` groups of learn queries.
+    A key has up to `degree` links, up to `query_degree` of them from learn queries, chosen from `candidates`
+    keys; `beam` is the pool of the search that finds the others (0: no such search). A search starts from
+    `seeds` keys of the nearest of `centroids` groups of learn queries.
     """
 
     kind: ClassVar[str] = "search"
@@ -50,16 +52,16 @@ class Ra(Index):
     can_insert: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("ra_bench.indexes.ra._ra",)
 
-    degree: int = 32  # RoarGraph's M
+    degree: int = 24  # RoarGraph's M
     query_degree: int = 16
     prune: Literal["lifted", "raw"] = "lifted"
-    learn_queries: int = 28672
+    learn_queries: int = 16384
     learn_neighbors: int = 100  # RoarGraph's N_q
-    pivots: int = 100
+    pivots: int = 20
     candidates: int = 128
     beam: int = 64  # RoarGraph's L of construction
     centroids: int = 64
-    seeds: int = 16
+    seeds: int = 32
     per_query_head: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +107,8 @@ class Ra(Index):
         from ra_bench.indexes.ra import _ra
 
         k = DEFAULT_K if k is None else k
+        if k < 0 or ef < 0:
+            raise ValueError(f"k and ef must not be negative, got {k} and {ef}")
         ids, dots, expansions = _ra.search(
             self._graphs,
             self.keys,
@@ -195,7 +199,7 @@ class Ra(Index):
             degree=self.degree,
             query_degree=self.query_degree,
             pivots=self.pivots,
-            lists=64,
+            lists=LISTS,
             candidates=self.candidates,
             beam=self.beam,
             num_centroids=self.centroids,

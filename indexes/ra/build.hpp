@@ -7,12 +7,12 @@
 namespace ra_bench {
 
 struct BuildSettings {
-  size_t degree = 32;       // links a key
-  size_t query_degree = 16; // of them from queries, at most
-  size_t pivots = 1;        // of a query's neighbours, how many are joined to the others
-  size_t lists = 64;        // queries whose neighbours a key is offered, at most
-  size_t candidates = 128;  // keys that pruning chooses from, at most
-  size_t beam = 64;         // pool of the search that finds further links; 0 leaves it out
+  size_t degree = 24;        // links a key
+  size_t query_degree = 16;  // of them from queries, at most
+  size_t pivots = 20;         // of a query's neighbours, how many are joined to the others
+  size_t lists = 64;         // queries whose neighbours a key is offered, at most
+  size_t candidates = 128;   // keys that pruning chooses from, at most
+  size_t beam = 64;          // pool of the search that finds further links; 0 leaves it out
   int threads = 1;
 };
 
@@ -24,10 +24,12 @@ struct Neighbors {
 };
 
 // Joins keys that are neighbours of one query.
-void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, const BuildSettings& settings, Graph& graph);
+void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors,
+             const BuildSettings& settings, Graph& graph);
 
 // Gives the keys [from, graph.n) further links to what a search for each of them passes, and links back.
-void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings, Graph& graph);
+void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings,
+             Graph& graph);
 
 // Links every key that the entry does not reach. Returns how many there were.
 size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, Graph& graph);
@@ -39,9 +41,10 @@ std::vector<char> reached(const Graph& graph);
 void choose_seeds(const Kernels& kernels, const float* queries, const Neighbors& neighbors, size_t dim,
                   size_t num_centroids, size_t seeds_each, uint64_t seed, int threads, Graph& graph);
 
-// New links target ← source grouped by target, sources in order: what parallel steps apply one target at a time.
+// New links target ← source grouped by target, sources in order: what parallel steps apply one target at a
+// time.
 struct Grouped {
-  std::vector<size_t> begin;     // (number of targets + 1)
+  std::vector<size_t> begin;  // (number of targets + 1)
   std::vector<int32_t> targets, sources;
 };
 Grouped group_by_target(const std::vector<std::vector<int32_t>>& chosen, size_t first_source, size_t n);

@@ -28,7 +28,8 @@ std::vector<char> reached(const Graph& graph) {
   return seen;
 }
 
-size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, Graph& graph) {
+size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
+               Graph& graph) {
   std::vector<char> seen = reached(graph);
   Beam beam;
   std::vector<float> vector(geometry.keys.d);
@@ -39,7 +40,8 @@ size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSett
     ++lost;
     const int32_t key = static_cast<int32_t>(x);
     kernels.widen_row(geometry.keys, x, vector.data());
-    search_graph(kernels, geometry, graph, {vector.data(), geometry.extra_of(x)}, &graph.entry, 1, width, width, false, beam);
+    search_graph(kernels, geometry, graph, {vector.data(), geometry.extra_of(x)}, &graph.entry, 1, width,
+                 width, false, beam);
     size_t host = 0;
     while (host < beam.size && graph.count(static_cast<size_t>(beam.id(host))) == graph.degree) ++host;
     if (host < beam.size) {

@@ -17,8 +17,8 @@ struct Scratch {
 };
 
 // What a search for `key` passes, pruned: its new links, beside those it has from queries.
-std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry, const Graph& graph, int32_t key,
-                                const BuildSettings& settings, Scratch& scratch) {
+std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry, const Graph& graph,
+                                int32_t key, const BuildSettings& settings, Scratch& scratch) {
   const size_t x = static_cast<size_t>(key);
   scratch.vector.resize(geometry.keys.d);
   kernels.widen_row(geometry.keys, x, scratch.vector.data());
@@ -30,8 +30,11 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
   sort_unique(key, scratch.candidates);
   if (scratch.candidates.size() > settings.candidates) scratch.candidates.resize(settings.candidates);
   std::vector<int32_t> chosen(graph.row(x), graph.row(x) + graph.kept[x]);
-  const auto is_kept = [&](const Candidate& c) { return std::find(chosen.begin(), chosen.end(), c.id) != chosen.end(); };
-  scratch.candidates.erase(std::remove_if(scratch.candidates.begin(), scratch.candidates.end(), is_kept), scratch.candidates.end());
+  const auto is_kept = [&](const Candidate& c) {
+    return std::find(chosen.begin(), chosen.end(), c.id) != chosen.end();
+  };
+  scratch.candidates.erase(std::remove_if(scratch.candidates.begin(), scratch.candidates.end(), is_kept),
+                           scratch.candidates.end());
   const size_t kept = chosen.size();
   prune(kernels, geometry, scratch.candidates, graph.degree, false, scratch.prune, chosen);
   chosen.erase(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(kept));
@@ -39,23 +42,26 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
 }
 
 // Adds links to `sources`; where there is no room, all links not kept are pruned anew.
-void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, int32_t key, const int32_t* sources,
-               size_t num_sources, Scratch& scratch) {
+void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, int32_t key,
+               const int32_t* sources, size_t num_sources, Scratch& scratch) {
   const size_t x = static_cast<size_t>(key);
   const size_t kept = graph.kept[x];
   int32_t* row = graph.mutable_row(x);
   scratch.ids.assign(row + kept, row + graph.count(x));
   for (size_t i = 0; i < num_sources; ++i)
-    if (std::find(row, row + kept, sources[i]) == row + kept && sources[i] != key) scratch.ids.push_back(sources[i]);
+    if (std::find(row, row + kept, sources[i]) == row + kept && sources[i] != key)
+      scratch.ids.push_back(sources[i]);
   std::sort(scratch.ids.begin(), scratch.ids.end());
   scratch.ids.erase(std::unique(scratch.ids.begin(), scratch.ids.end()), scratch.ids.end());
   if (kept + scratch.ids.size() > graph.degree) {
     scratch.near.resize(scratch.ids.size());
     scratch.vector.resize(geometry.keys.d);
     kernels.widen_row(geometry.keys, x, scratch.vector.data());
-    geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), scratch.ids.data(), scratch.ids.size(), scratch.near.data());
+    geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), scratch.ids.data(),
+                      scratch.ids.size(), scratch.near.data());
     scratch.candidates.clear();
-    for (size_t i = 0; i < scratch.ids.size(); ++i) scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
+    for (size_t i = 0; i < scratch.ids.size(); ++i)
+      scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
     sort_unique(key, scratch.candidates);
     scratch.ids.clear();
     prune(kernels, geometry, scratch.candidates, graph.degree - kept, false, scratch.prune, scratch.ids);
@@ -66,27 +72,36 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
 
 }  // namespace
 
-void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings, Graph& graph) {
+void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings,
+             Graph& graph) {
   std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
   // Searches of one batch do not see each other's links: small batches at first, when there are few links.
   for (size_t begin = from; begin < graph.n;) {
     const size_t batch = std::min(graph.n - begin, std::min<size_t>(1024, std::max<size_t>(16, begin / 8)));
     std::vector<std::vector<int32_t>> chosen(batch);
-    parallel_for(settings.threads, static_cast<int64_t>(batch), 4, [&](int64_t first, int64_t last, int worker) {
-      for (int64_t i = first; i < last; ++i)
-        chosen[static_cast<size_t>(i)] = find_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)), settings, scratch[static_cast<size_t>(worker)]);
-    });
+    parallel_for(
+        settings.threads, static_cast<int64_t>(batch), 4, [&](int64_t first, int64_t last, int worker) {
+          for (int64_t i = first; i < last; ++i)
+            chosen[static_cast<size_t>(i)] =
+                find_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
+                           settings, scratch[static_cast<size_t>(worker)]);
+        });
     for (int pass = 0; pass < 2; ++pass) {  // first the links of the batch's own keys, then the links back
       Grouped back;
       if (pass) back = group_by_target(chosen, begin, graph.n);
       const size_t count = pass ? back.targets.size() : batch;
-      parallel_for(settings.threads, static_cast<int64_t>(count), 16, [&](int64_t first, int64_t last, int worker) {
-        for (int64_t i = first; i < last; ++i) {
-          Scratch& own = scratch[static_cast<size_t>(worker)];
-          if (pass) add_links(kernels, geometry, graph, back.targets[i], back.sources.data() + back.begin[i], back.begin[i + 1] - back.begin[i], own);
-          else add_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)), chosen[i].data(), chosen[i].size(), own);
-        }
-      });
+      parallel_for(
+          settings.threads, static_cast<int64_t>(count), 16, [&](int64_t first, int64_t last, int worker) {
+            for (int64_t i = first; i < last; ++i) {
+              Scratch& own = scratch[static_cast<size_t>(worker)];
+              if (pass)
+                add_links(kernels, geometry, graph, back.targets[i], back.sources.data() + back.begin[i],
+                          back.begin[i + 1] - back.begin[i], own);
+              else
+                add_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
+                          chosen[i].data(), chosen[i].size(), own);
+            }
+          });
     }
     begin += batch;
   }

@@ -16,14 +16,14 @@ namespace ra_bench {
 struct Graph {
   size_t n = 0;
   size_t degree = 0;
-  const int32_t* links = nullptr;      // `owned`, or a mapped file
+  const int32_t* links = nullptr;  // `owned`, or a mapped file
   std::vector<int32_t> owned;
   std::vector<uint16_t> kept;
-  int32_t entry = 0;                   // every key can be reached from here
+  int32_t entry = 0;  // every key can be reached from here
   size_t dim = 0;
-  std::vector<float> centroids;        // (C, dim): mean directions of groups of learn queries
-  std::vector<int32_t> seeds;          // (C, S): where a search for a query near that mean starts; -1 padded
-  std::vector<int32_t> every_centroid; // 0, 1, ... C - 1
+  std::vector<float> centroids;         // (C, dim): mean directions of groups of learn queries
+  std::vector<int32_t> seeds;           // (C, S): where a search for a query near that mean starts; -1 padded
+  std::vector<int32_t> every_centroid;  // 0, 1, ... C - 1
   size_t num_centroids = 0, seeds_each = 0;
 
   const int32_t* row(size_t x) const { return links + x * degree; }
@@ -38,14 +38,16 @@ struct Graph {
 
 // How near two keys are: their inner product, plus the product of one extra coordinate each. Extra
 // coordinates sqrt(c² - |k|²) put all keys on a sphere of radius c ("lifted": nearer means a larger inner
-// product, and equals a smaller distance, which is c² - the product, doubled). None of them: raw inner product.
+// product, and equals a smaller distance, which is c² - the product, doubled). None of them: raw inner
+// product.
 struct Geometry {
   Rows keys;
   const float* extra = nullptr;
 
   float extra_of(size_t id) const { return extra ? extra[id] : 0.0f; }
   // near[i] = nearness of ids[i] to the point whose vector is `vector` and extra coordinate `x`.
-  void nearness(const Kernels& kernels, const float* vector, float x, const int32_t* ids, size_t count, float* near) const {
+  void nearness(const Kernels& kernels, const float* vector, float x, const int32_t* ids, size_t count,
+                float* near) const {
     kernels.dot(vector, keys, ids, count, near);
     if (!extra) return;
     for (size_t i = 0; i < count; ++i) near[i] += x * extra[ids[i]];
@@ -56,7 +58,9 @@ struct Candidate {
   float near;
   int32_t id;
   // Nearest first; the id decides ties, so that no order depends on threads.
-  bool operator<(const Candidate& other) const { return near > other.near || (near == other.near && id < other.id); }
+  bool operator<(const Candidate& other) const {
+    return near > other.near || (near == other.near && id < other.id);
+  }
 };
 
 }  // namespace ra_bench

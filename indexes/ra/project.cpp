@@ -9,7 +9,7 @@ namespace ra_bench {
 namespace {
 
 struct Scratch {
-  std::vector<uint32_t> times;     // (n): how many of the key's queries name this key
+  std::vector<uint32_t> times;  // (n): how many of the key's queries name this key
   std::vector<int32_t> named;
   std::vector<float> vector, near;
   std::vector<Candidate> candidates;
@@ -28,18 +28,21 @@ Lists lists_of_keys(const Neighbors& neighbors, size_t n, size_t pivots) {
   lists.begin.assign(n + 1, 0);
   const size_t width = std::min(pivots, neighbors.width);
   for (size_t q = 0; q < neighbors.m; ++q)
-    for (size_t r = 0; r < width && neighbors.row(q)[r] >= 0; ++r) ++lists.begin[static_cast<size_t>(neighbors.row(q)[r]) + 1];
+    for (size_t r = 0; r < width && neighbors.row(q)[r] >= 0; ++r)
+      ++lists.begin[static_cast<size_t>(neighbors.row(q)[r]) + 1];
   std::partial_sum(lists.begin.begin(), lists.begin.end(), lists.begin.begin());
   lists.queries.resize(lists.begin.back());
   std::vector<size_t> next(lists.begin.begin(), lists.begin.end() - 1);
   for (size_t r = 0; r < width; ++r)
     for (size_t q = 0; q < neighbors.m; ++q)
-      if (neighbors.row(q)[r] >= 0) lists.queries[next[static_cast<size_t>(neighbors.row(q)[r])]++] = static_cast<int32_t>(q);
+      if (neighbors.row(q)[r] >= 0)
+        lists.queries[next[static_cast<size_t>(neighbors.row(q)[r])]++] = static_cast<int32_t>(q);
   return lists;
 }
 
 // The keys that the key's queries name most often, at most settings.candidates of them, into scratch.named.
-void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const BuildSettings& settings, size_t n, Scratch& scratch) {
+void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const BuildSettings& settings,
+             size_t n, Scratch& scratch) {
   scratch.times.resize(n);
   scratch.named.clear();
   const size_t begin = lists.begin[static_cast<size_t>(key)];
@@ -53,7 +56,8 @@ void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const 
     }
   }
   const auto oftener = [&](int32_t a, int32_t b) {
-    const uint32_t times_a = scratch.times[static_cast<size_t>(a)], times_b = scratch.times[static_cast<size_t>(b)];
+    const uint32_t times_a = scratch.times[static_cast<size_t>(a)],
+                   times_b = scratch.times[static_cast<size_t>(b)];
     return times_a > times_b || (times_a == times_b && a < b);
   };
   const size_t keep = std::min(scratch.named.size(), settings.candidates);
@@ -68,7 +72,8 @@ void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, size_
   scratch.near.resize(count);
   scratch.vector.resize(geometry.keys.d);
   kernels.widen_row(geometry.keys, static_cast<size_t>(key), scratch.vector.data());
-  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key)), scratch.named.data(), count, scratch.near.data());
+  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key)),
+                    scratch.named.data(), count, scratch.near.data());
   scratch.candidates.clear();
   for (size_t i = 0; i < count; ++i) scratch.candidates.push_back({scratch.near[i], scratch.named[i]});
   sort_unique(key, scratch.candidates);
@@ -97,11 +102,13 @@ Grouped group_by_target(const std::vector<std::vector<int32_t>>& chosen, size_t 
   }
   grouped.begin.push_back(counts.back());
   for (size_t i = 0; i < chosen.size(); ++i)
-    for (int32_t target : chosen[i]) grouped.sources[counts[static_cast<size_t>(target)]++] = static_cast<int32_t>(first_source + i);
+    for (int32_t target : chosen[i])
+      grouped.sources[counts[static_cast<size_t>(target)]++] = static_cast<int32_t>(first_source + i);
   return grouped;
 }
 
-void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, const BuildSettings& settings, Graph& graph) {
+void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors,
+             const BuildSettings& settings, Graph& graph) {
   const size_t n = graph.n;
   const Lists lists = lists_of_keys(neighbors, n, settings.pivots);
   std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
@@ -117,16 +124,18 @@ void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& 
   });
   for (size_t key = 0; key < n; ++key) store(graph, key, chosen[key]);
   const Grouped back = group_by_target(chosen, 0, n);
-  parallel_for(settings.threads, static_cast<int64_t>(back.targets.size()), 64, [&](int64_t begin, int64_t end, int worker) {
-    Scratch& own = scratch[static_cast<size_t>(worker)];
-    for (int64_t t = begin; t < end; ++t) {
-      const int32_t key = back.targets[t];
-      own.named = chosen[static_cast<size_t>(key)];
-      own.named.insert(own.named.end(), back.sources.begin() + back.begin[t], back.sources.begin() + back.begin[t + 1]);
-      choose(kernels, geometry, key, settings.query_degree, own);
-      store(graph, static_cast<size_t>(key), own.chosen);
-    }
-  });
+  parallel_for(settings.threads, static_cast<int64_t>(back.targets.size()), 64,
+               [&](int64_t begin, int64_t end, int worker) {
+                 Scratch& own = scratch[static_cast<size_t>(worker)];
+                 for (int64_t t = begin; t < end; ++t) {
+                   const int32_t key = back.targets[t];
+                   own.named = chosen[static_cast<size_t>(key)];
+                   own.named.insert(own.named.end(), back.sources.begin() + back.begin[t],
+                                    back.sources.begin() + back.begin[t + 1]);
+                   choose(kernels, geometry, key, settings.query_degree, own);
+                   store(graph, static_cast<size_t>(key), own.chosen);
+                 }
+               });
 }
 
 }  // namespace ra_bench

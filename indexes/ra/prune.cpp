@@ -23,8 +23,8 @@ bool is_occluded(const Kernels& kernels, const Geometry& geometry, const Candida
 
 }  // namespace
 
-void prune(const Kernels& kernels, const Geometry& geometry, const std::vector<Candidate>& candidates, size_t most,
-           bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen) {
+void prune(const Kernels& kernels, const Geometry& geometry, const std::vector<Candidate>& candidates,
+           size_t most, bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen) {
   scratch.vector.resize(geometry.keys.d);
   scratch.skipped.clear();
   for (const Candidate& candidate : candidates) {
@@ -44,7 +44,9 @@ void sort_unique(int32_t node, std::vector<Candidate>& candidates) {
   // The same id always has the same nearness to one node, so repeats are neighbours.
   const auto same = [](const Candidate& a, const Candidate& b) { return a.id == b.id; };
   candidates.erase(std::unique(candidates.begin(), candidates.end(), same), candidates.end());
-  candidates.erase(std::remove_if(candidates.begin(), candidates.end(), [node](const Candidate& c) { return c.id == node; }), candidates.end());
+  candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
+                                  [node](const Candidate& c) { return c.id == node; }),
+                   candidates.end());
 }
 
 }  // namespace ra_bench

@@ -14,8 +14,8 @@ struct PruneScratch {
 // hold links that are kept already and take part. A candidate is skipped if one chosen before it is nearer
 // to it than the node is (the rule of relative neighbourhood graphs; RoarGraph section 4.2). With `fill`,
 // the places left over go to the skipped ones, in order.
-void prune(const Kernels& kernels, const Geometry& geometry, const std::vector<Candidate>& candidates, size_t most,
-           bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen);
+void prune(const Kernels& kernels, const Geometry& geometry, const std::vector<Candidate>& candidates,
+           size_t most, bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen);
 
 // Sorts candidates nearest first and drops repeated ids and `node` itself.
 void sort_unique(int32_t node, std::vector<Candidate>& candidates);

@@ -23,9 +23,9 @@ namespace {
 struct Built {
   Graph graph;
   BuildSettings settings;
-  float radius = 0;               // of the sphere of lifted keys; 0 for raw inner product
-  std::vector<float> extra;       // (n): extra coordinates; only kept once something was inserted
-  std::optional<Array> mapped;    // keeps `graph.links` alive where it is a file
+  float radius = 0;             // of the sphere of lifted keys; 0 for raw inner product
+  std::vector<float> extra;     // (n): extra coordinates; only kept once something was inserted
+  std::optional<Array> mapped;  // keeps `graph.links` alive where it is a file
 
   Geometry geometry(const Rows& keys) const { return {keys, radius > 0 ? extra.data() : nullptr}; }
 
@@ -37,7 +37,8 @@ struct Built {
       double squares = 0;
       for (float x : vector) squares += static_cast<double>(x) * x;
       // A key inserted later may be longer than the radius: it then counts as lying on the equator.
-      extra.push_back(static_cast<float>(std::sqrt(std::max(0.0, static_cast<double>(radius) * radius - squares))));
+      extra.push_back(
+          static_cast<float>(std::sqrt(std::max(0.0, static_cast<double>(radius) * radius - squares))));
     }
   }
 
@@ -49,7 +50,8 @@ struct Built {
   }
 };
 
-BuildSettings settings_from(size_t degree, size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam, int threads) {
+BuildSettings settings_from(size_t degree, size_t query_degree, size_t pivots, size_t lists,
+                            size_t candidates, size_t beam, int threads) {
   BuildSettings settings;
   settings.degree = degree;
   settings.query_degree = std::min(query_degree, degree);
@@ -70,16 +72,20 @@ void grow(Graph& graph, size_t n) {
 
 void check_ids(const char* name, const int32_t* ids, size_t count, size_t n) {
   for (size_t i = 0; i < count; ++i)
-    if (ids[i] < -1 || ids[i] >= static_cast<int64_t>(n)) refuse(std::string(name) + " must hold ids from -1 to " + std::to_string(static_cast<int64_t>(n) - 1) + ", got " + std::to_string(ids[i]));
+    if (ids[i] < -1 || ids[i] >= static_cast<int64_t>(n))
+      refuse(std::string(name) + " must hold ids from -1 to " + std::to_string(static_cast<int64_t>(n) - 1) +
+             ", got " + std::to_string(ids[i]));
 }
 
 Built* build(const Array& keys, const Array& queries, const Array& neighbors, float radius, size_t degree,
-                             size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
-                             size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
+             size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
+             size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> learn("queries", queries);
   const Matrix<int32_t> near("neighbors", neighbors);
-  if (learn.columns != rows.d || learn.m != near.m) refuse("queries must be (" + std::to_string(near.m) + ", " + std::to_string(rows.d) + "): a row for each row of neighbors");
+  if (learn.columns != rows.d || learn.m != near.m)
+    refuse("queries must be (" + std::to_string(near.m) + ", " + std::to_string(rows.d) +
+           "): a row for each row of neighbors");
   if (degree < 1 || degree > 65535) refuse("degree must be in [1, 65535], got " + std::to_string(degree));
   check_ids("neighbors", near.data, near.m * near.columns, rows.n);
   auto built = std::make_unique<Built>();
@@ -92,7 +98,8 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, fl
   grow(built->graph, rows.n);
   const Geometry geometry = built->geometry(rows);
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
-  choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed, built->settings.threads, built->graph);
+  choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
+               built->settings.threads, built->graph);
   project(table, geometry, lists_of_queries, built->settings, built->graph);
   if (beam) enhance(table, geometry, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
@@ -116,13 +123,17 @@ void insert(Built& built, const Array& keys, int threads) {
   connect(kernels(), geometry, settings, built.graph);
 }
 
-nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k, size_t ef, int threads) {
+nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
+                 size_t ef, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> asked("queries", queries);
   if (graphs.empty()) refuse("graphs must not be empty");
-  if (asked.columns != rows.d) refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " + std::to_string(asked.columns));
+  if (asked.columns != rows.d)
+    refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " +
+           std::to_string(asked.columns));
   for (const Built* built : graphs)
-    if (!built || built->graph.n != rows.n || (built->graph.num_centroids && built->graph.dim != rows.d)) refuse("keys must be those of the graph");
+    if (!built || built->graph.n != rows.n || (built->graph.num_centroids && built->graph.dim != rows.d))
+      refuse("keys must be those of the graph");
   int32_t* ids;
   int64_t *dots, *expansions;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);
@@ -140,7 +151,8 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
         const Graph& graph = graphs[static_cast<size_t>(i) % graphs.size()]->graph;
         const float* query = asked.row(static_cast<size_t>(i));
         find_starts(table, graph, query, beam, starts);
-        search_graph(table, geometry, graph, {query, 0.0f}, starts.data(), starts.size(), capacity, ef, false, beam);
+        search_graph(table, geometry, graph, {query, 0.0f}, starts.data(), starts.size(), capacity, ef, false,
+                     beam);
         int32_t* out = ids + static_cast<size_t>(i) * k;
         const size_t found = std::min(beam.size, k);
         for (size_t j = 0; j < found; ++j) out[j] = beam.id(j);
@@ -162,10 +174,11 @@ nb::ndarray<nb::numpy, T> copied(const T* from, size_t rows, size_t columns) {
 }
 
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
-                               int64_t entry, float radius, size_t candidates, size_t beam) {
+               int64_t entry, float radius, size_t candidates, size_t beam) {
   auto built = std::make_unique<Built>();
   Graph& graph = built->graph;
-  if (links.ndim() != 2 || !is_int32(links) || !is_contiguous(links) || !links.shape(0) || !links.shape(1)) refuse("links must be (n, degree) int32, C-contiguous");
+  if (links.ndim() != 2 || !is_int32(links) || !is_contiguous(links) || !links.shape(0) || !links.shape(1))
+    refuse("links must be (n, degree) int32, C-contiguous");
   graph.n = links.shape(0);
   graph.degree = links.shape(1);
   graph.links = static_cast<const int32_t*>(links.data());
@@ -175,7 +188,8 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
   if (kept_counts.m != graph.n || kept_counts.columns != 1) refuse("kept must be (n, 1)");
   for (size_t x = 0; x < graph.n; ++x) {
     const int32_t count = kept_counts.data[x];
-    if (count < 0 || static_cast<size_t>(count) > graph.count(x)) refuse("kept must not exceed a key's links");
+    if (count < 0 || static_cast<size_t>(count) > graph.count(x))
+      refuse("kept must not exceed a key's links");
     graph.kept.push_back(static_cast<uint16_t>(count));
   }
   const Matrix<float> centroid_rows("centroids", centroids);
@@ -202,7 +216,8 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
 }
 
 // For tests: the pruning rule alone.
-std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vector<int32_t>& ids, float radius, size_t most, bool fill) {
+std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vector<int32_t>& ids, float radius,
+                               size_t most, bool fill) {
   Built built;
   built.radius = radius;
   const Rows rows = rows_of("keys", keys);
@@ -212,7 +227,8 @@ std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vecto
   const Geometry geometry = built.geometry(rows);
   std::vector<float> vector(rows.d), near(ids.size());
   kernels().widen_row(rows, static_cast<size_t>(node), vector.data());
-  geometry.nearness(kernels(), vector.data(), geometry.extra_of(static_cast<size_t>(node)), ids.data(), ids.size(), near.data());
+  geometry.nearness(kernels(), vector.data(), geometry.extra_of(static_cast<size_t>(node)), ids.data(),
+                    ids.size(), near.data());
   std::vector<Candidate> candidates;
   for (size_t i = 0; i < ids.size(); ++i) candidates.push_back({near[i], ids[i]});
   sort_unique(node, candidates);
@@ -230,33 +246,57 @@ NB_MODULE(_ra, m) {
   using namespace nb::literals;
   m.doc() = "RetrievalAttention's graph: construction, search, insertion.";
   nb::class_<Built>(m, "Graph", "A graph over n keys. Keys are not kept: pass them to each call.")
-      .def_prop_ro("links", [](const Built& b) { return copied(b.graph.links, b.graph.n, b.graph.degree); }, nb::rv_policy::automatic, "(n, degree) int32, -1 padded.")
-      .def_prop_ro("kept", [](const Built& b) {
-        std::vector<int32_t> kept(b.graph.kept.begin(), b.graph.kept.end());
-        return copied(kept.data(), kept.size(), 1);
-      }, nb::rv_policy::automatic, "(n, 1) int32: how many of a key's links come from queries.")
-      .def_prop_ro("centroids", [](const Built& b) { return copied(b.graph.centroids.data(), b.graph.num_centroids, b.graph.dim); }, nb::rv_policy::automatic)
-      .def_prop_ro("seeds", [](const Built& b) { return copied(b.graph.seeds.data(), b.graph.num_centroids, b.graph.seeds_each); }, nb::rv_policy::automatic)
+      .def_prop_ro(
+          "links", [](const Built& b) { return copied(b.graph.links, b.graph.n, b.graph.degree); },
+          nb::rv_policy::automatic, "(n, degree) int32, -1 padded.")
+      .def_prop_ro(
+          "kept",
+          [](const Built& b) {
+            std::vector<int32_t> kept(b.graph.kept.begin(), b.graph.kept.end());
+            return copied(kept.data(), kept.size(), 1);
+          },
+          nb::rv_policy::automatic, "(n, 1) int32: how many of a key's links come from queries.")
+      .def_prop_ro(
+          "centroids",
+          [](const Built& b) { return copied(b.graph.centroids.data(), b.graph.num_centroids, b.graph.dim); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "seeds",
+          [](const Built& b) {
+            return copied(b.graph.seeds.data(), b.graph.num_centroids, b.graph.seeds_each);
+          },
+          nb::rv_policy::automatic)
       .def_prop_ro("entry", [](const Built& b) { return b.graph.entry; })
       .def_prop_ro("radius", [](const Built& b) { return b.radius; })
-      .def_prop_ro("nbytes", [](const Built& b) {
-        return b.graph.n * b.graph.degree * 4 + b.graph.kept.size() * 2 + (b.graph.centroids.size() + b.graph.seeds.size() + b.extra.size()) * 4;
-      })
-      .def_prop_ro("start_bytes", [](const Built& b) {
-        return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4;
-      }, "What choosing where a search starts reads.")
-      .def_prop_ro("unreached", [](const Built& b) {
-        const std::vector<char> seen = reached(b.graph);
-        return std::count(seen.begin(), seen.end(), 0);
-      }, "How many keys cannot be reached from the entry.")
-      .def("insert", &insert, "keys"_a, "threads"_a, "Links the keys that follow those of the graph in `keys` (n, d).");
-  m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, nb::kw_only(), "radius"_a, "degree"_a, "query_degree"_a,
-        "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a, "seed"_a, "threads"_a,
+      .def_prop_ro("nbytes",
+                   [](const Built& b) {
+                     return b.graph.n * b.graph.degree * 4 + b.graph.kept.size() * 2 +
+                            (b.graph.centroids.size() + b.graph.seeds.size() + b.extra.size()) * 4;
+                   })
+      .def_prop_ro(
+          "start_bytes", [](const Built& b) { return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4; },
+          "What choosing where a search starts reads.")
+      .def_prop_ro(
+          "unreached",
+          [](const Built& b) {
+            const std::vector<char> seen = reached(b.graph);
+            return std::count(seen.begin(), seen.end(), 0);
+          },
+          "How many keys cannot be reached from the entry.")
+      .def("insert", &insert, "keys"_a, "threads"_a,
+           "Links the keys that follow those of the graph in `keys` (n, d).");
+  m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, nb::kw_only(), "radius"_a, "degree"_a,
+        "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
+        "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32.");
-  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, nb::kw_only(), "entry"_a, "radius"_a,
-        "candidates"_a, "beam"_a, "A graph from its parts; raises ValueError where they do not fit each other.");
+  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, nb::kw_only(), "entry"_a,
+        "radius"_a, "candidates"_a, "beam"_a,
+        "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
-        "ids (m, k) int32 best first, dot products (m,) and expanded keys (m,) int64; query row r uses graph r % G.");
-  m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a, "For tests: the ids that pruning keeps.");
-  m.def("force_kernel", &force_kernels, "name"_a, "Makes every call of this module use the named kernel; '' goes back to the best. For tests.");
+        "ids (m, k) int32 best first, dot products (m,) and expanded keys (m,) int64; query row r uses graph "
+        "r % G.");
+  m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
+        "For tests: the ids that pruning keeps.");
+  m.def("force_kernel", &force_kernels, "name"_a,
+        "Makes every call of this module use the named kernel; '' goes back to the best. For tests.");
 }

@@ -41,7 +41,8 @@ inline size_t rank_of(const uint64_t* pool, size_t size, uint64_t entry) {
   const uint64_t* base = pool;
   while (size > 1) {
     const size_t half = size / 2;
-    base += half & (size_t{0} - static_cast<size_t>(base[half - 1] > entry));  // GCC turns `? half : 0` into a jump
+    base += half &
+            (size_t{0} - static_cast<size_t>(base[half - 1] > entry));  // GCC turns `? half : 0` into a jump
     size -= half;
   }
   return static_cast<size_t>(base - pool) + (size == 1 && *base > entry);
@@ -68,8 +69,8 @@ inline size_t merge(size_t added, size_t capacity, Beam& beam) {
 }
 
 // Scores the `count` fresh keys and puts them into the pool; returns the best place that changed.
-inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, const Target& target, size_t count,
-                          size_t capacity, Beam& beam) {
+inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, const Target& target,
+                          size_t count, size_t capacity, Beam& beam) {
   geometry.nearness(kernels, target.vector, target.extra, beam.fresh.data(), count, beam.scores.data());
   beam.dots += static_cast<int64_t>(count);
   const uint64_t worst = beam.size == capacity ? beam.pool[capacity - 1] : 0;
@@ -99,7 +100,8 @@ inline void reset(const Graph& graph, size_t capacity, size_t num_starts, Beam& 
   beam.expanded.clear();
 }
 
-// Appends the neighbours of `id` that were not visited before, and marks them; returns how many there are now.
+// Appends the neighbours of `id` that were not visited before, and marks them; returns how many there are
+// now.
 inline size_t gather_fresh(const Graph& graph, int32_t id, size_t count, Beam& beam) {
   const int32_t* to = graph.row(static_cast<size_t>(id));
   int32_t* fresh = beam.fresh.data();
@@ -117,7 +119,8 @@ inline size_t gather_fresh(const Graph& graph, int32_t id, size_t count, Beam& b
 }  // namespace
 
 void search_graph(const Kernels& kernels, const Geometry& geometry, const Graph& graph, const Target& target,
-                  const int32_t* starts, size_t num_starts, size_t capacity, size_t ef, bool keep_expanded, Beam& beam) {
+                  const int32_t* starts, size_t num_starts, size_t capacity, size_t ef, bool keep_expanded,
+                  Beam& beam) {
   reset(graph, capacity, num_starts, beam);
   uint64_t* visited = beam.visited.data();
   for (size_t i = 0; i < num_starts; ++i) {
@@ -134,29 +137,34 @@ void search_graph(const Kernels& kernels, const Geometry& geometry, const Graph&
       if (!(entry & 1)) continue;
       entry ^= 1;
       together[chosen] = beam.id(cursor);
-      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(together[chosen++]))), graph.degree * 4);
+      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(together[chosen++]))),
+                   graph.degree * 4);
       if (keep_expanded) beam.expanded.push_back({unpack_score(entry), together[chosen - 1]});
     }
     if (!chosen) return;
     beam.expansions += static_cast<int64_t>(chosen);
     size_t count = 0;
     for (size_t i = 0; i < chosen; ++i) count = gather_fresh(graph, together[i], count, beam);
-    for (size_t i = cursor, ahead = 0; i < beam.size && ahead < kTogether; ++i) {  // likely the next to be expanded
+    for (size_t i = cursor, ahead = 0; i < beam.size && ahead < kTogether;
+         ++i) {  // likely the next to be expanded
       if (!(beam.pool[i] & 1)) continue;
-      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(beam.id(i)))), graph.degree * 4);
+      prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(beam.id(i)))),
+                   graph.degree * 4);
       ++ahead;
     }
     if (count) cursor = std::min(cursor, score_fresh(kernels, geometry, target, count, capacity, beam));
   }
 }
 
-void find_starts(const Kernels& kernels, const Graph& graph, const float* query, Beam& beam, std::vector<int32_t>& starts) {
+void find_starts(const Kernels& kernels, const Graph& graph, const float* query, Beam& beam,
+                 std::vector<int32_t>& starts) {
   starts.assign(1, graph.entry);
   if (!graph.num_centroids) return;
   beam.scores.resize(std::max(beam.scores.size(), graph.num_centroids));
   const Rows centroids{graph.centroids.data(), kFloat32, graph.num_centroids, graph.dim};
   kernels.dot(query, centroids, graph.every_centroid.data(), graph.num_centroids, beam.scores.data());
-  const auto best = std::max_element(beam.scores.begin(), beam.scores.begin() + graph.num_centroids) - beam.scores.begin();
+  const auto best =
+      std::max_element(beam.scores.begin(), beam.scores.begin() + graph.num_centroids) - beam.scores.begin();
   const int32_t* seeds = graph.seeds.data() + static_cast<size_t>(best) * graph.seeds_each;
   for (size_t s = 0; s < graph.seeds_each && seeds[s] >= 0; ++s)
     if (seeds[s] != graph.entry) starts.push_back(seeds[s]);

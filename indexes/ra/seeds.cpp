@@ -20,21 +20,25 @@ void to_unit(float* vector, size_t d) {
 }
 
 // The centroid of largest inner product for each query in `which`.
-std::vector<int32_t> assign(const Kernels& kernels, const float* queries, const std::vector<size_t>& which, const Graph& graph, int threads) {
+std::vector<int32_t> assign(const Kernels& kernels, const float* queries, const std::vector<size_t>& which,
+                            const Graph& graph, int threads) {
   std::vector<int32_t> nearest(which.size());
   const Rows centroids{graph.centroids.data(), kFloat32, graph.num_centroids, graph.dim};
   parallel_for(threads, static_cast<int64_t>(which.size()), 64, [&](int64_t begin, int64_t end, int) {
     std::vector<float> scores(graph.num_centroids);
     for (int64_t i = begin; i < end; ++i) {
-      kernels.dot(queries + which[static_cast<size_t>(i)] * graph.dim, centroids, graph.every_centroid.data(), graph.num_centroids, scores.data());
-      nearest[static_cast<size_t>(i)] = static_cast<int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+      kernels.dot(queries + which[static_cast<size_t>(i)] * graph.dim, centroids, graph.every_centroid.data(),
+                  graph.num_centroids, scores.data());
+      nearest[static_cast<size_t>(i)] =
+          static_cast<int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
     }
   });
   return nearest;
 }
 
 // Spherical k-means over a sample; serial sums, so that threads change nothing.
-void cluster(const Kernels& kernels, const float* queries, const std::vector<size_t>& sample, int threads, Graph& graph) {
+void cluster(const Kernels& kernels, const float* queries, const std::vector<size_t>& sample, int threads,
+             Graph& graph) {
   const size_t d = graph.dim;
   for (size_t c = 0; c < graph.num_centroids; ++c) {
     std::copy_n(queries + sample[c] * d, d, graph.centroids.begin() + c * d);
@@ -59,22 +63,23 @@ void cluster(const Kernels& kernels, const float* queries, const std::vector<siz
   }
 }
 
-// The keys that the rows of `members` name most often, nearer ranks counting more; -1 padded.
-void most_named(const Neighbors& neighbors, const std::vector<size_t>& members, size_t n, size_t count, int32_t* out) {
-  std::vector<double> weight(n, 0.0);
+// The keys that the rows of `members` name most often; -1 padded.
+void most_named(const Neighbors& neighbors, const std::vector<size_t>& members, size_t n, size_t count,
+                int32_t* out) {
+  std::vector<uint32_t> times(n, 0);
   std::vector<int32_t> named;
   for (size_t q : members) {
     for (size_t r = 0; r < neighbors.width && neighbors.row(q)[r] >= 0; ++r) {
       const int32_t id = neighbors.row(q)[r];
-      if (weight[static_cast<size_t>(id)] == 0) named.push_back(id);
-      weight[static_cast<size_t>(id)] += 1.0;
+      if (!times[static_cast<size_t>(id)]++) named.push_back(id);
     }
   }
-  const auto heavier = [&](int32_t a, int32_t b) {
-    return weight[static_cast<size_t>(a)] > weight[static_cast<size_t>(b)] || (weight[static_cast<size_t>(a)] == weight[static_cast<size_t>(b)] && a < b);
+  const auto oftener = [&](int32_t a, int32_t b) {
+    const uint32_t times_a = times[static_cast<size_t>(a)], times_b = times[static_cast<size_t>(b)];
+    return times_a > times_b || (times_a == times_b && a < b);
   };
   const size_t found = std::min(count, named.size());
-  std::partial_sort(named.begin(), named.begin() + static_cast<std::ptrdiff_t>(found), named.end(), heavier);
+  std::partial_sort(named.begin(), named.begin() + static_cast<std::ptrdiff_t>(found), named.end(), oftener);
   std::copy_n(named.begin(), found, out);
   std::fill(out + found, out + count, -1);
 }
@@ -98,7 +103,8 @@ void choose_seeds(const Kernels& kernels, const float* queries, const Neighbors&
   std::vector<size_t> sample = all;
   std::mt19937_64 random(seed);
   // Not std::shuffle: its use of the generator differs between standard libraries.
-  for (size_t i = 0; i + 1 < sample.size(); ++i) std::swap(sample[i], sample[i + random() % (sample.size() - i)]);
+  for (size_t i = 0; i + 1 < sample.size(); ++i)
+    std::swap(sample[i], sample[i + random() % (sample.size() - i)]);
   sample.resize(std::min(sample.size(), kSample * graph.num_centroids));
   cluster(kernels, queries, sample, threads, graph);
   const std::vector<int32_t> nearest = assign(kernels, queries, all, graph, threads);
@@ -106,7 +112,8 @@ void choose_seeds(const Kernels& kernels, const float* queries, const Neighbors&
   for (size_t q = 0; q < all.size(); ++q) members[static_cast<size_t>(nearest[q])].push_back(q);
   parallel_for(threads, static_cast<int64_t>(graph.num_centroids), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t c = begin; c < end; ++c)
-      most_named(neighbors, members[static_cast<size_t>(c)], graph.n, graph.seeds_each, graph.seeds.data() + static_cast<size_t>(c) * graph.seeds_each);
+      most_named(neighbors, members[static_cast<size_t>(c)], graph.n, graph.seeds_each,
+                 graph.seeds.data() + static_cast<size_t>(c) * graph.seeds_each);
   });
 }
 
