@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ra_bench.errors import UsageError
 
-
 LARGEST = 1_000_000
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ra_bench.arguments import parse_numbers
+from ra_bench.arguments import parse_numbers, parse_tokens
 from ra_bench.errors import RaBenchError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
@@ -67,7 +67,7 @@ def dump(
     force: Annotated[bool, typer.Option("--force", help="Replace a dump that is there.")] = False,
 ) -> None:
     """Records real queries, keys and values of a model's prefill and decoding, as Parquet."""
-    from ra_bench.dump_plan import DumpSettings, parse_tokens
+    from ra_bench.dump_plan import DumpSettings
     from ra_bench.progress import DumpProgress
 
     settings = DumpSettings(

@@ -1,6 +1,6 @@
 """`ra-bench dump`: records Q, K and V of a model while it prefills documents and decodes a little after each.
 
-    dump(DumpSettings(model="Qwen/Qwen3-8B", out=Path("dump"), context_tokens=parse_tokens("32k")))
+    dump(DumpSettings(model="Qwen/Qwen3-8B", out=Path("dump"), context_tokens=32768))
 
 The vectors are those that reach attention, after the rotary embedding. What comes out is `ra_bench.vectors`;
 how they are caught is `ra_bench.capture`. Decoding is greedy and does not stop at an end-of-text token.
@@ -22,14 +22,14 @@ import torch
 
 from ra_bench import models
 from ra_bench.capture import BackgroundWriter, Block, LayerFacts, Recorder, observed, probe
-from ra_bench.dump_plan import DumpSettings, Plan, make_plan, parse_tokens
+from ra_bench.dump_plan import DumpSettings, Plan, make_plan
 from ra_bench.errors import RunError
 from ra_bench.head import Rope
 from ra_bench.prompts import Document, read_documents
 from ra_bench.vectors import MANIFEST, DataSet, HeadMetadata, HeadName, Kind, is_dump_file
 from ra_bench.writer import DumpWriter, HeadWriter
 
-__all__ = ["DumpSettings", "Plan", "Progress", "dump", "make_plan", "parse_tokens", "versions"]
+__all__ = ["DumpSettings", "Plan", "Progress", "dump", "make_plan", "versions"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ra_bench import models
+from ra_bench.arguments import parse_numbers
 from ra_bench.errors import UsageError
 from ra_bench.vectors import KINDS, MANIFEST
 
@@ -58,14 +59,6 @@ class Plan:
     kv_heads: tuple[int, ...]
     device: str
     estimated_bytes: int
-
-
-def parse_tokens(text: str, argument: str = "--context") -> int:
-    """A number of tokens: "4096", or "32k" for 32 * 1024."""
-    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
-        raise UsageError(f"{argument} must be a number of tokens such as 4096 or 32k, got {text!r}")
-    return int(digits) * factor
 
 
 def make_plan(settings: DumpSettings) -> Plan:
@@ -152,16 +145,7 @@ def _choose(argument: str, text: str, count: int) -> tuple[int, ...]:
     """The numbers below `count` in "all" or "0,8,16-19", in order."""
     if text == "all":
         return tuple(range(count))
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() for end in ends):
-            raise UsageError(f"{argument} must be all, or numbers and ranges such as 0,8,16-19, got {text!r}")
-        low, high = int(ends[0]), int(ends[1])
-        if high >= count:
-            raise UsageError(f"{argument} {high} does not exist: the model has 0-{count - 1}")
-        if low > high:
-            raise UsageError(f"{argument}: the range {part.strip()} is backwards")
-        chosen.update(range(low, high + 1))
-    return tuple(sorted(chosen))
+    chosen = parse_numbers(argument, text)
+    if chosen[-1] >= count:
+        raise UsageError(f"{argument} {chosen[-1]} does not exist: the model has 0-{count - 1}")
+    return tuple(chosen)

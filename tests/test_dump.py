@@ -13,8 +13,9 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface
 
+from ra_bench.arguments import parse_tokens
 from ra_bench.capture import ATTENTION_NAME, BackgroundWriter, observed
-from ra_bench.dump import DumpSettings, dump, make_plan, parse_tokens
+from ra_bench.dump import DumpSettings, dump, make_plan
 from ra_bench.errors import RunError, UsageError
 from ra_bench.vectors import DataSet
 from ra_bench.writer import HeadWriter
@@ -237,9 +238,9 @@ def test_progress_counts_layers_and_steps_and_comes_with_an_estimate(settings):
     ("changes", "message"),
     [
         ({"layers": "3"}, "--layers 3 does not exist: the model has 0-2"),
-        ({"layers": "0,x"}, "--layers must be all, or numbers and ranges"),
-        ({"layers": ""}, "--layers must be all"),
-        ({"layers": "2-1"}, "--layers: the range 2-1 is backwards"),
+        ({"layers": "0,x"}, "--layers must be numbers and ranges"),
+        ({"layers": ""}, "--layers must be numbers"),
+        ({"layers": "2-1"}, "--layers: a range must rise"),
         ({"kv_heads": "0-2"}, "--kv-heads 2 does not exist: the model has 0-1"),
         ({"decode_steps": -1}, "--decode-steps must be at least 0, got -1"),
         ({"query_stride": 0}, "--query-stride must be at least 1, got 0"),
