@@ -28,8 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# A table is never squeezed: a narrow terminal or a pipe gets the whole lines.
-TABLE_WIDTH = 112
+# Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
+NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -165,7 +165,7 @@ def compare(
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
         for table in tables(rows):
-            _print_table(table)
+            Console(width=NUMBERS_WIDTH).print(table)
         out.print(f"{len(rows)} rows in {path}/rows", highlight=False)
     failed = failures(rows)
     for line in failed:
@@ -191,7 +191,7 @@ def list_indexes(as_json: Json = False) -> None:
         flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
         idea = one.idea if one.available else f"unavailable: {one.reason}"
         table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
-    _print_table(table)
+    Console(width=max(TEXT_WIDTH, out.width)).print(table)
 
 
 @app.command()
@@ -236,10 +236,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _print_table(table: Table) -> None:
-    Console(width=max(TABLE_WIDTH, out.width)).print(table)
 
 
 def _fail(message: str, code: int) -> Any:

@@ -61,14 +61,14 @@ def _cells(one: Matched, sweep: Sequence[Row]) -> list[str]:
     if one.reached == "no":
         stalls = f"max {one.best_recall:.3f}"
         return [one.index, stalls, *[NOTHING] * 6, *build]
-    bound = "≤" if one.reached == "easily" else ""
+    below, above = ("≤", "≥") if one.reached == "easily" else ("", "")
     values = one.values
     return [
         one.index,
-        bound + _number(values["search_p50_us"], 1),
-        ("≥" if bound else "") + _number(values["queries_per_s"], 0),
-        bound + _number(_times(values["keys_share"], 100), 2),
-        bound + _number(_times(values["search_bytes"], 1e-3), 0),
+        _number(values["search_p50_us"], 1, below),
+        _number(values["queries_per_s"], 0, above),
+        _number(_times(values["keys_share"], 100), 2, below),
+        _number(_times(values["search_bytes"], 1e-3), 0, below),
         _number(values["mass_total"], 3),
         _number(values["output_error"], 3),
         _number(values["recall_p05"], 2),
@@ -100,5 +100,5 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None, digits: int, bound: str = "") -> str:
+    return NOTHING if value is None else f"{bound}{value:,.{digits}f}"
