@@ -87,7 +87,7 @@ def test_it_builds_from_keys_alone():
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_change_nothing(index, threads):
     other = built(keys=KEYS, learn=LEARN, threads=threads)
-    for name in ("links", "kept", "centroids", "seeds"):
+    for name in ("links", "kept", "centroids", "seeds", "sample"):
         np.testing.assert_array_equal(getattr(index._graphs[0], name), getattr(other._graphs[0], name))
     one, many = index.search(TEST, 50), other.search(TEST, 50)
     np.testing.assert_array_equal(one.ids, many.ids)
@@ -145,7 +145,7 @@ def test_two_far_islands_are_joined():
 
 
 def slow_search(graph, keys, query, k, ef):
-    """Best-first search with Python lists, four keys at a time: the keys read, the best k, the number expanded."""
+    """Best-first search with Python lists, four keys at a time: keys read, the best k, how many expanded."""
     links, centroids, seeds = graph.links, graph.centroids, graph.seeds
     starts = [graph.entry, *seeds[np.argmax(centroids @ query)]]
     scores = keys.astype(np.float64) @ query
@@ -207,7 +207,7 @@ def test_save_and_load_give_the_same_answers(index, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["graph0_links", "graph0_kept", "graph0_centroids", "graph0_seeds", "graphs"]
+    "name", ["graph0_links", "graph0_kept", "graph0_centroids", "graph0_seeds", "graph0_sample", "graphs"]
 )
 def test_a_torn_file_is_refused(index, tmp_path, name):
     index.save(tmp_path)
@@ -233,6 +233,7 @@ def test_a_torn_file_is_refused(index, tmp_path, name):
         ("graph0_seeds", lambda a: a * 0),
         ("graph0_seeds", lambda a: a[1:]),
         ("graph0_centroids", lambda a: a[:, 1:]),
+        ("graph0_sample", lambda a: a[:, 1:]),
         ("graphs", lambda a: a + len(KEYS)),
         ("graphs", lambda a: a.ravel()),
     ],

@@ -14,7 +14,8 @@ What differs from them:
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
   four keys at a time, RoarGraph's one.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
-- Inserted keys are linked as in connectivity enhancement; neither paper says how.
+- Inserted keys (neither paper says how): a sample of the learn queries is kept, searches the graph again, and
+  projects its neighbours onto the new keys among them; a search for each new key finds its other links.
 - Without learn queries, a sample of the keys stands in for them.
 
 Cost: build O(m n) for the exact neighbours of m learn queries, where the harness has not computed them, and
@@ -34,6 +35,7 @@ from ra_bench.index import Bytes, Found, Index, Work
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
+PARTS = ("kept", "centroids", "seeds", "sample")  # of a graph, beside its links; one .npy file each
 LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
 
@@ -43,7 +45,8 @@ class Ra(Index):
 
     A key has up to `degree` links, up to `query_degree` of them from learn queries, chosen from `candidates`
     keys; `beam` is the pool of the search that finds the others (0: no such search). A search starts from
-    `seeds` keys of the nearest of `centroids` groups of learn queries.
+    `seeds` keys of the nearest of `centroids` groups of learn queries. `kept_queries` of those stay, to link
+    the keys that are inserted later.
     """
 
     kind: ClassVar[str] = "search"
@@ -62,13 +65,14 @@ class Ra(Index):
     beam: int = 64  # RoarGraph's L of construction
     centroids: int = 64
     seeds: int = 32
+    kept_queries: int = 1024
     per_query_head: bool = False
 
     def __post_init__(self) -> None:
         for name in ("degree", "learn_neighbors", "pivots", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("query_degree", "learn_queries", "beam", "centroids", "seeds"):
+        for name in ("query_degree", "learn_queries", "beam", "centroids", "seeds", "kept_queries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -127,7 +131,7 @@ class Ra(Index):
         return [{"ef": ef} for ef in sorted(efforts)]
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
-        """Links each new key to what a search for it passes, and links back."""
+        """Links each new key to what kept queries and a search for it find, and links back."""
         if not len(keys):
             return
         with np.errstate(over="ignore"):  # a number that float16 cannot hold becomes infinite, and is refused
@@ -146,7 +150,7 @@ class Ra(Index):
     def save_state(self, folder: Path) -> None:
         """One set of .npy files a graph."""
         for g, graph in enumerate(self._graphs):
-            for name in ("links", "kept", "centroids", "seeds"):
+            for name in ("links", *PARTS):
                 np.save(folder / f"graph{g}_{name}.npy", getattr(graph, name))
         np.save(folder / "graphs.npy", np.array([[graph.entry, graph.radius] for graph in self._graphs]))
 
@@ -160,13 +164,20 @@ class Ra(Index):
         graphs = []
         for g, (entry, radius) in enumerate(about):
             links = np.load(folder / f"graph{g}_links.npy", mmap_mode="r" if mmap else None)
-            parts = [np.load(folder / f"graph{g}_{name}.npy") for name in ("kept", "centroids", "seeds")]
+            parts = [np.load(folder / f"graph{g}_{name}.npy") for name in PARTS]
             if links.shape != (len(self.keys), self.degree):
                 raise ValueError(f"links must be {(len(self.keys), self.degree)}, got {links.shape}")
-            if len(parts[1]) and parts[1].shape[1] != self.keys.shape[1]:
+            if parts[1].shape[1:] != self.keys.shape[1:]:
                 raise ValueError(f"centroids must be (any, {self.keys.shape[1]}), got {parts[1].shape}")
             graph = _ra.restore(
-                links, *parts, entry=int(entry), radius=radius, candidates=self.candidates, beam=self.beam
+                links,
+                *parts,
+                entry=int(entry),
+                radius=radius,
+                query_degree=self.query_degree,
+                lists=LISTS,
+                candidates=self.candidates,
+                beam=self.beam,
             )
             graphs.append(graph)
         self._graphs = graphs
@@ -204,6 +215,7 @@ class Ra(Index):
             beam=self.beam,
             num_centroids=self.centroids,
             seeds_each=self.seeds,
+            kept_queries=self.kept_queries,
             seed=self.seed,
             threads=self.threads,
         )

@@ -9,10 +9,11 @@ namespace ra_bench {
 struct BuildSettings {
   size_t degree = 24;        // links a key
   size_t query_degree = 16;  // of them from queries, at most
-  size_t pivots = 20;         // of a query's neighbours, how many are joined to the others
+  size_t pivots = 20;        // of a query's neighbours, how many are joined to the others
   size_t lists = 64;         // queries whose neighbours a key is offered, at most
   size_t candidates = 128;   // keys that pruning chooses from, at most
   size_t beam = 64;          // pool of the search that finds further links; 0 leaves it out
+  bool fill = false;         // whether the search for further links fills every place that it can
   int threads = 1;
 };
 
@@ -23,13 +24,20 @@ struct Neighbors {
   const int32_t* row(size_t q) const { return ids + q * width; }
 };
 
-// Joins keys that are neighbours of one query.
-void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors,
+// Joins the keys [from, graph.n) to keys that are neighbours of the same query, and those back to them.
+void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, size_t from,
              const BuildSettings& settings, Graph& graph);
 
 // Gives the keys [from, graph.n) further links to what a search for each of them passes, and links back.
 void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings,
              Graph& graph);
+
+// Links the keys [graph.n, keys.n) of `geometry`; the graph must own its links.
+void insert_keys(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
+                 Graph& graph);
+
+// Makes room for keys up to n, without links.
+void grow(Graph& graph, size_t n);
 
 // Links every key that the entry does not reach. Returns how many there were.
 size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, Graph& graph);

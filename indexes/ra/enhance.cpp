@@ -36,14 +36,14 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
   scratch.candidates.erase(std::remove_if(scratch.candidates.begin(), scratch.candidates.end(), is_kept),
                            scratch.candidates.end());
   const size_t kept = chosen.size();
-  prune(kernels, geometry, scratch.candidates, graph.degree, false, scratch.prune, chosen);
+  prune(kernels, geometry, scratch.candidates, graph.degree, settings.fill, scratch.prune, chosen);
   chosen.erase(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(kept));
   return chosen;
 }
 
 // Adds links to `sources`; where there is no room, all links not kept are pruned anew.
 void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, int32_t key,
-               const int32_t* sources, size_t num_sources, Scratch& scratch) {
+               const int32_t* sources, size_t num_sources, bool fill, Scratch& scratch) {
   const size_t x = static_cast<size_t>(key);
   const size_t kept = graph.kept[x];
   int32_t* row = graph.mutable_row(x);
@@ -64,7 +64,7 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
       scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
     sort_unique(key, scratch.candidates);
     scratch.ids.clear();
-    prune(kernels, geometry, scratch.candidates, graph.degree - kept, false, scratch.prune, scratch.ids);
+    prune(kernels, geometry, scratch.candidates, graph.degree - kept, fill, scratch.prune, scratch.ids);
   }
   std::copy(scratch.ids.begin(), scratch.ids.end(), row + kept);
   std::fill(row + kept + scratch.ids.size(), row + graph.degree, -1);
@@ -96,10 +96,10 @@ void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, cons
               Scratch& own = scratch[static_cast<size_t>(worker)];
               if (pass)
                 add_links(kernels, geometry, graph, back.targets[i], back.sources.data() + back.begin[i],
-                          back.begin[i + 1] - back.begin[i], own);
+                          back.begin[i + 1] - back.begin[i], settings.fill, own);
               else
                 add_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
-                          chosen[i].data(), chosen[i].size(), own);
+                          chosen[i].data(), chosen[i].size(), settings.fill, own);
             }
           });
     }

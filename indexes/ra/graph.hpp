@@ -25,6 +25,7 @@ struct Graph {
   std::vector<int32_t> seeds;           // (C, S): where a search for a query near that mean starts; -1 padded
   std::vector<int32_t> every_centroid;  // 0, 1, ... C - 1
   size_t num_centroids = 0, seeds_each = 0;
+  std::vector<float> sample;  // (any, dim): learn queries, kept to find the links of keys inserted later
 
   const int32_t* row(size_t x) const { return links + x * degree; }
   int32_t* mutable_row(size_t x) { return owned.data() + x * degree; }

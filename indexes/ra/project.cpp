@@ -81,8 +81,16 @@ void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, size_
   prune(kernels, geometry, scratch.candidates, most, true, scratch.prune, scratch.chosen);
 }
 
+// Makes `chosen` the key's links from queries; its other links stay as far as there is room.
 void store(Graph& graph, size_t key, const std::vector<int32_t>& chosen) {
-  std::copy(chosen.begin(), chosen.end(), graph.mutable_row(key));
+  int32_t* row = graph.mutable_row(key);
+  const std::vector<int32_t> others(row + graph.kept[key], row + graph.count(key));
+  int32_t* end = std::copy(chosen.begin(), chosen.end(), row);
+  for (int32_t id : others) {
+    if (end == row + graph.degree) break;
+    if (std::find(chosen.begin(), chosen.end(), id) == chosen.end()) *end++ = id;
+  }
+  std::fill(end, row + graph.degree, -1);
   graph.kept[key] = static_cast<uint16_t>(chosen.size());
 }
 
@@ -107,33 +115,35 @@ Grouped group_by_target(const std::vector<std::vector<int32_t>>& chosen, size_t 
   return grouped;
 }
 
-void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors,
+void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, size_t from,
              const BuildSettings& settings, Graph& graph) {
   const size_t n = graph.n;
   const Lists lists = lists_of_keys(neighbors, n, settings.pivots);
   std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
-  std::vector<std::vector<int32_t>> chosen(n);
-  parallel_for(settings.threads, static_cast<int64_t>(n), 64, [&](int64_t begin, int64_t end, int worker) {
-    Scratch& own = scratch[static_cast<size_t>(worker)];
-    for (int64_t key = begin; key < end; ++key) {
-      if (lists.begin[key] == lists.begin[key + 1]) continue;
-      collect(neighbors, lists, static_cast<int32_t>(key), settings, n, own);
-      choose(kernels, geometry, static_cast<int32_t>(key), settings.query_degree, own);
-      chosen[static_cast<size_t>(key)] = own.chosen;
-    }
-  });
-  for (size_t key = 0; key < n; ++key) store(graph, key, chosen[key]);
-  const Grouped back = group_by_target(chosen, 0, n);
-  parallel_for(settings.threads, static_cast<int64_t>(back.targets.size()), 64,
-               [&](int64_t begin, int64_t end, int worker) {
+  std::vector<std::vector<int32_t>> chosen(n - from);
+  parallel_for(settings.threads, static_cast<int64_t>(n - from), 64,
+               [&](int64_t first, int64_t last, int worker) {
                  Scratch& own = scratch[static_cast<size_t>(worker)];
-                 for (int64_t t = begin; t < end; ++t) {
-                   const int32_t key = back.targets[t];
-                   own.named = chosen[static_cast<size_t>(key)];
+                 for (int64_t i = first; i < last; ++i) {
+                   const size_t key = from + static_cast<size_t>(i);
+                   if (lists.begin[key] == lists.begin[key + 1]) continue;
+                   collect(neighbors, lists, static_cast<int32_t>(key), settings, n, own);
+                   choose(kernels, geometry, static_cast<int32_t>(key), settings.query_degree, own);
+                   chosen[static_cast<size_t>(i)] = own.chosen;
+                 }
+               });
+  for (size_t key = from; key < n; ++key) store(graph, key, chosen[key - from]);
+  const Grouped back = group_by_target(chosen, from, n);
+  parallel_for(settings.threads, static_cast<int64_t>(back.targets.size()), 64,
+               [&](int64_t first, int64_t last, int worker) {
+                 Scratch& own = scratch[static_cast<size_t>(worker)];
+                 for (int64_t t = first; t < last; ++t) {
+                   const size_t key = static_cast<size_t>(back.targets[t]);
+                   own.named.assign(graph.row(key), graph.row(key) + graph.kept[key]);
                    own.named.insert(own.named.end(), back.sources.begin() + back.begin[t],
                                     back.sources.begin() + back.begin[t + 1]);
-                   choose(kernels, geometry, key, settings.query_degree, own);
-                   store(graph, static_cast<size_t>(key), own.chosen);
+                   choose(kernels, geometry, back.targets[t], settings.query_degree, own);
+                   store(graph, key, own.chosen);
                  }
                });
 }

@@ -63,13 +63,6 @@ BuildSettings settings_from(size_t degree, size_t query_degree, size_t pivots, s
   return settings;
 }
 
-void grow(Graph& graph, size_t n) {
-  graph.n = n;
-  graph.owned.resize(n * graph.degree, -1);
-  graph.links = graph.owned.data();
-  graph.kept.resize(n, 0);
-}
-
 void check_ids(const char* name, const int32_t* ids, size_t count, size_t n) {
   for (size_t i = 0; i < count; ++i)
     if (ids[i] < -1 || ids[i] >= static_cast<int64_t>(n))
@@ -77,9 +70,18 @@ void check_ids(const char* name, const int32_t* ids, size_t count, size_t n) {
              ", got " + std::to_string(ids[i]));
 }
 
+// Every so-manieth learn query.
+void keep_sample(const Matrix<float>& learn, size_t count, Graph& graph) {
+  const size_t kept = std::min(count, learn.m);
+  for (size_t i = 0; i < kept; ++i) {
+    const float* query = learn.row(i * learn.m / kept);
+    graph.sample.insert(graph.sample.end(), query, query + learn.columns);
+  }
+}
+
 Built* build(const Array& keys, const Array& queries, const Array& neighbors, float radius, size_t degree,
              size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
-             size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
+             size_t num_centroids, size_t seeds_each, size_t kept_queries, uint64_t seed, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> learn("queries", queries);
   const Matrix<int32_t> near("neighbors", neighbors);
@@ -100,7 +102,8 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, fl
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
-  project(table, geometry, lists_of_queries, built->settings, built->graph);
+  project(table, geometry, lists_of_queries, 0, built->settings, built->graph);
+  keep_sample(learn, kept_queries, built->graph);
   if (beam) enhance(table, geometry, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
   built->extra = {};
@@ -114,13 +117,10 @@ void insert(Built& built, const Array& keys, int threads) {
   built.settings.threads = std::max(threads, 1);
   built.own_links();
   built.lift(rows);
-  const size_t from = built.graph.n;
-  grow(built.graph, rows.n);
   BuildSettings settings = built.settings;
   settings.beam = std::max<size_t>(settings.beam, 16);
-  const Geometry geometry = built.geometry(rows);
-  enhance(kernels(), geometry, from, settings, built.graph);
-  connect(kernels(), geometry, settings, built.graph);
+  settings.fill = true;  // a new key has few links from queries, or none
+  insert_keys(kernels(), built.geometry(rows), settings, built.graph);
 }
 
 nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
@@ -132,7 +132,7 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
     refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " +
            std::to_string(asked.columns));
   for (const Built* built : graphs)
-    if (!built || built->graph.n != rows.n || (built->graph.num_centroids && built->graph.dim != rows.d))
+    if (!built || built->graph.n != rows.n || built->graph.dim != rows.d)
       refuse("keys must be those of the graph");
   int32_t* ids;
   int64_t *dots, *expansions;
@@ -174,7 +174,8 @@ nb::ndarray<nb::numpy, T> copied(const T* from, size_t rows, size_t columns) {
 }
 
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
-               int64_t entry, float radius, size_t candidates, size_t beam) {
+               const Array& sample, int64_t entry, float radius, size_t query_degree, size_t lists,
+               size_t candidates, size_t beam) {
   auto built = std::make_unique<Built>();
   Graph& graph = built->graph;
   if (links.ndim() != 2 || !is_int32(links) || !is_contiguous(links) || !links.shape(0) || !links.shape(1))
@@ -204,6 +205,9 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
   graph.seeds.assign(seed_rows.data, seed_rows.data + seed_rows.m * seed_rows.columns);
   graph.every_centroid.resize(graph.num_centroids);
   std::iota(graph.every_centroid.begin(), graph.every_centroid.end(), 0);
+  const Matrix<float> sample_rows("sample", sample);
+  if (sample_rows.columns != graph.dim) refuse("sample must be as wide as centroids");
+  graph.sample.assign(sample_rows.data, sample_rows.data + sample_rows.m * sample_rows.columns);
   for (size_t c = 0; c < graph.num_centroids; ++c) {  // a search must not meet a key twice among its starts
     std::vector<int32_t> row(seed_rows.row(c), seed_rows.row(c) + graph.seeds_each);
     row.erase(std::remove(row.begin(), row.end(), -1), row.end());
@@ -211,7 +215,7 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
     if (std::adjacent_find(row.begin(), row.end()) != row.end()) refuse("seeds must be distinct");
   }
   built->radius = radius;
-  built->settings = settings_from(graph.degree, 0, 1, 1, candidates, beam, 1);
+  built->settings = settings_from(graph.degree, query_degree, 1, lists, candidates, beam, 1);
   return built.release();  // Python owns it
 }
 
@@ -266,12 +270,20 @@ NB_MODULE(_ra, m) {
             return copied(b.graph.seeds.data(), b.graph.num_centroids, b.graph.seeds_each);
           },
           nb::rv_policy::automatic)
+      .def_prop_ro(
+          "sample",
+          [](const Built& b) {
+            return copied(b.graph.sample.data(), b.graph.sample.size() / b.graph.dim, b.graph.dim);
+          },
+          nb::rv_policy::automatic)
       .def_prop_ro("entry", [](const Built& b) { return b.graph.entry; })
       .def_prop_ro("radius", [](const Built& b) { return b.radius; })
       .def_prop_ro("nbytes",
                    [](const Built& b) {
                      return b.graph.n * b.graph.degree * 4 + b.graph.kept.size() * 2 +
-                            (b.graph.centroids.size() + b.graph.seeds.size() + b.extra.size()) * 4;
+                            (b.graph.centroids.size() + b.graph.seeds.size() + b.graph.sample.size() +
+                             b.extra.size()) *
+                                4;
                    })
       .def_prop_ro(
           "start_bytes", [](const Built& b) { return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4; },
@@ -287,10 +299,10 @@ NB_MODULE(_ra, m) {
            "Links the keys that follow those of the graph in `keys` (n, d).");
   m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, nb::kw_only(), "radius"_a, "degree"_a,
         "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
-        "seed"_a, "threads"_a,
+        "kept_queries"_a, "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32.");
-  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, nb::kw_only(), "entry"_a,
-        "radius"_a, "candidates"_a, "beam"_a,
+  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, nb::kw_only(),
+        "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
         "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
         "ids (m, k) int32 best first, dot products (m,) and expanded keys (m,) int64; query row r uses graph "

@@ -118,6 +118,8 @@ inline size_t gather_fresh(const Graph& graph, int32_t id, size_t count, Beam& b
 
 }  // namespace
 
+float Beam::score(size_t i) const { return unpack_score(pool[i]); }
+
 void search_graph(const Kernels& kernels, const Geometry& geometry, const Graph& graph, const Target& target,
                   const int32_t* starts, size_t num_starts, size_t capacity, size_t ef, bool keep_expanded,
                   Beam& beam) {

@@ -18,6 +18,7 @@ struct Beam {
   std::vector<Candidate> expanded;  // filled where asked for
   int64_t dots = 0, expansions = 0;
 
+  float score(size_t i) const;
   int32_t id(size_t i) const { return 0x7fffffff - static_cast<int32_t>((pool[i] >> 1) & 0x7fffffff); }
 };
 
