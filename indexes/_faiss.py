@@ -56,12 +56,17 @@ def train_lists(index: Any, rows: np.ndarray, seed: int, at_least: int = 1) -> N
 
     faiss's own recipe for inner product normalises the centroids. Mean centroids, a key in the list of its
     nearest centroid (L2), and the lists probed in the order of q·centroid find 3 to 15 % more of the true top
-    100 of attention keys at the same cost. Fewer than `at_least` rows are repeated for the training.
+    100 of attention keys at the same cost. Fewer than `at_least` rows are repeated for the training,
+    a little moved: codebooks of equal rows make faiss divide by zero.
     """
     index.cp.seed = seed
     index.cp.spherical = False
     index.cp.min_points_per_centroid = 1  # silences a warning about few rows
-    index.train(rows if len(rows) >= at_least else np.resize(rows, (at_least, rows.shape[1])))
+    sample = rows
+    if len(rows) < at_least:
+        noise = np.random.default_rng(seed).standard_normal((at_least, rows.shape[1])).astype(np.float32)
+        sample = np.resize(rows, noise.shape) + (1e-6 + 1e-2 * np.abs(rows).max()) * noise
+    index.train(sample)
     index.add(rows)
 
 

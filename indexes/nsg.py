@@ -2,8 +2,8 @@
 
 Fu, Xiang, Wang, Cai, "Fast approximate nearest neighbor search with the navigating spreading-out graph",
 PVLDB 2019, arXiv 1707.00143; faiss: arXiv 2401.08281. Differs: distances are negative inner products; the
-neighbour graph that it prunes is exact. faiss cannot build the graph of few keys: up to four times
-max(neighbors, degree) are scanned instead.
+neighbour graph that it prunes is exact. faiss never ends where many keys are equal: the graph is of distinct
+rows. It cannot build the graph of few keys: up to four times max(neighbors, degree) are scanned instead.
 Build O(n² d) for the exact neighbours and O(n log n) for the graph, search O(ef log n); no insert.
 """
 
@@ -53,7 +53,8 @@ class Nsg(Index):
         faiss = library()
         super().build(keys, values, queries, about)
         use_threads(self.threads)
-        n, d = self.keys.shape
+        rows = self._distinct(self.keys.astype(np.float32, copy=False))
+        n, d = rows.shape
         if n <= SCAN_FACTOR * max(self.neighbors, self.degree):
             self._index = faiss.IndexFlatIP(d)
         else:
@@ -61,7 +62,24 @@ class Nsg(Index):
             self._index.build_type = 0  # exact neighbours
             self._index.GK = self.neighbors
             self._index.nsg.L = self.build_ef
-        self._index.add(self.keys.astype(np.float32, copy=False))
+        self._index.add(rows)
+
+    def _distinct(self, rows: np.ndarray) -> np.ndarray:
+        """The distinct rows; `_twins` keeps which ids each stands for, where not each stands for itself."""
+        signless = np.ascontiguousarray(rows + np.float32(0))  # -0 becomes 0
+        whole = signless.view(np.dtype((np.void, signless.itemsize * signless.shape[1])))[:, 0]
+        _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+        self._twins: np.ndarray | None = None
+        if len(first) == len(rows):
+            return rows
+        self._twins = inverse  # (n,) distinct row of each key
+        self._group_twins()
+        return rows[first]
+
+    def _group_twins(self) -> None:
+        if self._twins is not None:
+            ends = np.cumsum(np.bincount(self._twins))
+            self._groups = np.split(np.argsort(self._twins, kind="stable"), ends[:-1])
 
     @property
     def _scans(self) -> bool:
@@ -75,6 +93,9 @@ class Nsg(Index):
         if not self._scans:
             self._index.nsg.search_L = max(ef, top)
         _, ids = self._index.search(np.ascontiguousarray(queries, np.float32), top)
+        if self._twins is not None:
+            rows = [[i for u in row if u >= 0 for i in self._groups[u]][:k] for row in ids.tolist()]
+            ids = np.array([row + [-1] * (k - len(row)) for row in rows], np.int64).reshape(len(rows), k)
         return Found(pad_ids(ids, k), Work())
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
@@ -85,13 +106,19 @@ class Nsg(Index):
     def nbytes(self) -> Bytes:
         """Rows and links."""
         links = 0 if self._scans else self._index.nsg.R
-        return Bytes(self._index.ntotal * (self._index.d + links) * 4)
+        twins = 0 if self._twins is None else 2 * self._twins.nbytes
+        return Bytes(self._index.ntotal * (self._index.d + links) * 4 + twins)
 
     def save_state(self, folder: Path) -> None:
-        """One faiss file."""
+        """One faiss file, and which keys are equal."""
         faiss = library()
         faiss.write_index(self._index, str(folder / "graph.faiss"))
+        if self._twins is not None:
+            np.save(folder / "twins.npy", self._twins)
 
     def load_state(self, folder: Path, mmap: bool) -> None:
         """Reads the faiss file into memory."""
-        self._index = read(folder / "graph.faiss", len(self.keys))
+        twins = folder / "twins.npy"
+        self._twins = np.load(twins) if twins.is_file() else None
+        self._index = read(folder / "graph.faiss", len(self.keys) if self._twins is None else 0)
+        self._group_twins()

@@ -103,6 +103,9 @@ class Transformed(Index):
         self.transform = transform
         self.learn_queries = inner.learn_queries
         self.learn_neighbors = inner.learn_neighbors
+        # What the inner method is, this one is; they are class variables, so by their names.
+        facts = ("kind", "paper", "query_aware", "can_insert", "deterministic", "where")
+        vars(self).update({name: getattr(inner, name) for name in facts})
 
     def warm_up(self, d: int) -> None:
         """Warms the inner index up for the rows that the transform makes."""
@@ -135,14 +138,17 @@ class Transformed(Index):
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Inserts transformed keys; a key beyond the lift's headroom is shortened and counted."""
+        if not self.can_insert:
+            raise NotImplementedError(f"{type(self.inner).__name__} cannot insert")
+        self.keep_inserted(keys, values)  # first: it checks them
         self.inner.insert(self.transform.keys(keys))
-        self.keep_inserted(keys, values)
         self._release()
 
     def _release(self) -> None:
         """Drops the transformed rows where the inner index's library keeps its own copy of them."""
         if self.inner.copies_keys:
-            self.inner.keys = self.inner.keys[:0]
+            rows = self.inner.keys
+            self.inner.keys = np.empty((0, rows.shape[1]), rows.dtype)  # a slice would keep them alive
             self.inner._buffers = {}
 
     def observe(self, queries: np.ndarray) -> None:
