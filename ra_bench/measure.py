@@ -69,12 +69,13 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),
     }
-    scan_us = _exact_scan_us(keys, bundle.test_queries[: index.group])
+    exact_keys = keys.astype(np.float32)
+    scan_us = _exact_scan_us(exact_keys, bundle.test_queries[: index.group])
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
     for k in job.ks:
         efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
         for rank, effort in enumerate(efforts):
-            row = measure_setting(index, bundle, k, effort, job.repeats)
+            row = measure_setting(index, bundle, exact_keys, k, effort, job.repeats)
             land(unit_row | row | {"k": k, "effort": json.dumps(effort), "effort_rank": rank})
             if row["recall"] >= ENOUGH_RECALL or row["search_p50_us"] > too_slow_us:
                 break
@@ -84,19 +85,22 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     }
 
 
-def measure_setting(index: Index, bundle: Bundle, k: int, effort: dict[str, Any], repeats: int) -> Row:
-    """Quality and cost of one search setting, from the same timed calls."""
+def measure_setting(
+    index: Index, bundle: Bundle, exact_keys: np.ndarray, k: int, effort: dict[str, Any], repeats: int
+) -> Row:
+    """Quality and cost of one search setting, from the same timed calls; `exact_keys` are float32."""
     queries = np.array(bundle.test_queries)
     blocks = np.split(queries, len(queries) // index.group)
     searches = timed_passes(lambda block: index.search(block, k, **effort), blocks, repeats)
     attends = timed_passes(lambda block: index.attend(block, k, **effort), blocks, repeats)
-    rate = queries_per_second(lambda all_rows: index.search(all_rows, k, **effort), queries, repeats)
+    median_us = float(np.median(searches.samples_us))
+    rate = queries_per_second(lambda batch: index.search(batch, k, **effort), queries, repeats, median_us)
     ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in searches.results]
     return {
         "repeats": len(ids),
         "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]),
         "queries_per_s": rate,
-        **_search_quality(bundle, queries, ids[0], k),
+        **_search_quality(bundle, exact_keys, queries, ids[0], k),
         **_attend_quality(bundle, attends.results[0]),
         **_work(searches.results[0], attends.results[0]),
         **_latency("search", searches),
@@ -104,9 +108,11 @@ def measure_setting(index: Index, bundle: Bundle, k: int, effort: dict[str, Any]
     }
 
 
-def _search_quality(bundle: Bundle, queries: np.ndarray, ids: np.ndarray, k: int) -> Row:
+def _search_quality(
+    bundle: Bundle, exact_keys: np.ndarray, queries: np.ndarray, ids: np.ndarray, k: int
+) -> Row:
     true = bundle.true_scores[:, :k]
-    found = metrics.distinct_scores(ids, scores_of(queries, bundle.keys, ids))
+    found = metrics.distinct_scores(ids, scores_of(queries, exact_keys, ids))
     recall = metrics.recall(found, true)
     mass = metrics.mass(found, bundle.index_lse)
     in_total = mass * metrics.share_of(bundle.index_lse, bundle.total_lse) + bundle.static_mass
@@ -162,11 +168,10 @@ def _latency(name: str, passes: Passes) -> Row:
 
 def _exact_scan_us(keys: np.ndarray, block: np.ndarray, passes: int = 5) -> float:
     """Time per query of all inner products of one block, without selecting the largest; best of `passes`."""
-    rows = keys.astype(np.float32)
     seconds = []
     for _ in range(passes):
         started = time.perf_counter()
-        block @ rows.T
+        block @ keys.T
         seconds.append(time.perf_counter() - started)
     return min(seconds) * 1e6 / len(block)
 

@@ -75,7 +75,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "attend_p50_us": (_REAL, "attend time per query of one-token calls, median"),
     "attend_p95_us": (_REAL, "the same, 95th percentile"),
     "attend_p99_us": (_REAL, "the same, 99th percentile"),
-    "queries_per_s": (_REAL, "search throughput, all test queries in one call, on `threads`"),
+    "queries_per_s": (_REAL, "search throughput of many test queries in one call, on `threads`"),
     "build_s": (_REAL, "build time, without the neighbours of the learn queries"),
     "knn_s": (_REAL, "exact neighbours of the learn queries, shared by the indexes that want them"),
     "insert_us_per_key": (_REAL, "time per inserted key, in blocks of 64"),

@@ -11,8 +11,11 @@ import numpy as np
 Result = TypeVar("Result")
 
 # A further pass starts only while the passes before it took less than this: slow settings get fewer.
-PASSES_BUDGET_S = 0.5
+PASSES_BUDGET_S = 0.25
 WARM_UP_CALLS = 3
+# The same for the calls that measure throughput, and the fewest rows that make a batch.
+BATCH_BUDGET_S = 0.1
+MIN_BATCH_ROWS = 128
 
 
 class Passes(NamedTuple):
@@ -46,11 +49,17 @@ def timed_passes(call: Callable[[np.ndarray], Result], blocks: Sequence[np.ndarr
     return Passes(results, np.array(samples))
 
 
-def queries_per_second(call: Callable[[np.ndarray], Result], queries: np.ndarray, repeats: int) -> float:
-    """Median rate of `repeats` calls with all `queries` (m, d) at once; one call where it is slow."""
+def queries_per_second(
+    call: Callable[[np.ndarray], Result], queries: np.ndarray, repeats: int, expected_us: float
+) -> float:
+    """Median rate of `repeats` calls with `queries` (m, d) at once.
+
+    A slow setting, by the `expected_us` per query, is given only the first queries and one call.
+    """
+    rows = int(np.clip(BATCH_BUDGET_S * 1e6 / expected_us, min(MIN_BATCH_ROWS, len(queries)), len(queries)))
     seconds: list[float] = []
-    while len(seconds) < repeats and (not seconds or sum(seconds) < PASSES_BUDGET_S):
+    while len(seconds) < repeats and (not seconds or sum(seconds) < BATCH_BUDGET_S):
         started = time.perf_counter()
-        call(queries)
+        call(queries[:rows])
         seconds.append(time.perf_counter() - started)
-    return len(queries) / float(np.median(seconds))
+    return rows / float(np.median(seconds))

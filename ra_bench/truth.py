@@ -6,6 +6,9 @@ import numpy as np
 
 from ra_bench.attention import BLOCK_ELEMENTS, best_device, on_device
 
+# Gathered keys of one block of queries, in elements: few enough to stay in the cache until they are used.
+GATHER_ELEMENTS = 1 << 19
+
 
 def exact_topk(
     queries: np.ndarray, keys: np.ndarray, k: int, key_limit: np.ndarray | None = None
@@ -42,10 +45,10 @@ def exact_topk(
 def scores_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Exact inner products of each query with the keys `ids` (m, k) names: (m, k) float32, -inf for -1."""
     scores = np.full(ids.shape, -np.inf, np.float32)
-    rows = max(1, BLOCK_ELEMENTS // max(1, ids.shape[1] * keys.shape[1]))
+    rows = max(1, GATHER_ELEMENTS // max(1, ids.shape[1] * keys.shape[1]))
     for start in range(0, len(queries), rows):
         block = slice(start, start + rows)
-        gathered = keys[np.maximum(ids[block], 0)].astype(np.float32)  # (rows, k, d)
+        gathered = keys[np.maximum(ids[block], 0)].astype(np.float32, copy=False)  # (rows, k, d)
         exact = np.einsum("rkd,rd->rk", gathered, np.asarray(queries[block], np.float32))
         scores[block] = np.where(ids[block] >= 0, exact, -np.inf)
     return scores
