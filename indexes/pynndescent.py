@@ -97,7 +97,7 @@ class PyNNDescent(Index):
             queries = queries * (self._norm / np.maximum(norms, np.finfo(np.float32).tiny))
         top = min(k, self._count, MOST_RESULTS)
         ids = self._graph.query(queries, k=top, epsilon=epsilon, return_distances=False)
-        return Found(pad_ids(ids, k), Work())
+        return Found(pad_ids(_without_fill(ids), k), Work())
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """Up to 10 % farther; much more visits every key."""
@@ -110,6 +110,20 @@ class PyNNDescent(Index):
         if self._rows is not None:
             return Bytes(self._rows.nbytes)
         return Bytes(sum(_arrays(vars(self._graph), {}).values()))
+
+
+def _without_fill(ids: np.ndarray) -> np.ndarray:
+    """`ids` with -1 where the graph did not reach k keys.
+
+    The library translates its -1 into the id of the last key of its own order; so a row's last id that is
+    there more than once is no find.
+    """
+    same = ids == ids[:, -1:]
+    if same.sum() > len(ids):
+        run = np.logical_and.accumulate(same[:, ::-1], axis=1)[:, ::-1]
+        repeated = same.sum(axis=1, keepdims=True) > 1
+        return np.where(run & repeated, -1, ids)
+    return ids
 
 
 def _arrays(held: Any, seen: dict[int, int]) -> dict[int, int]:
