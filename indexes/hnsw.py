@@ -24,6 +24,7 @@ from ra_bench.index import Bytes, Found, Index, Work, pad_ids
 # node of the label table (about 42) per element; and 65536 mutexes for labels.
 ELEMENT_OVERHEAD_BYTES = 96
 LABEL_LOCKS_BYTES = 65536 * 40
+FIRST_SEED = 100  # the library's default; its generator takes 0 and 1 for the same
 
 
 @dataclass
@@ -59,7 +60,9 @@ class Hnsw(Index):
         super().build(keys, values, queries, about)
         n, d = self.keys.shape
         self._graph = hnswlib.Index("ip", d)
-        self._graph.init_index(n, M=self.degree, ef_construction=self.ef_construction, random_seed=self.seed)
+        self._graph.init_index(
+            n, M=self.degree, ef_construction=self.ef_construction, random_seed=FIRST_SEED + self.seed
+        )
         self._graph.add_items(self.keys.astype(np.float32, copy=False), num_threads=self.threads)
 
     def search(self, queries: np.ndarray, k: int | None, *, ef: int = 200) -> Found:
