@@ -51,14 +51,17 @@ def nprobe_sweep(nlist: int) -> list[int]:
     return sorted({max(1, round(fraction * nlist)) for fraction in fractions})
 
 
-def train_lists(index: Any, rows: np.ndarray, seed: int, at_least: int = 1) -> None:
+def train_lists(index: Any, rows: np.ndarray, seed: int, threads: int, at_least: int = 1) -> None:
     """Trains an empty faiss IVF `index` on `rows` and adds them: lists by L2, probes by inner product.
 
     faiss's own recipe for inner product normalises the centroids. Mean centroids, a key in the list of its
     nearest centroid (L2), and the lists probed in the order of q·centroid find 3 to 15 % more of the true top
     100 of attention keys at the same cost. Fewer than `at_least` rows are repeated for the training,
-    a little moved: codebooks of equal rows make faiss divide by zero.
+    a little moved: codebooks of equal rows make faiss divide by zero. Codebooks train on one thread: their
+    loops are so short that on a busy machine two threads took 46 s for what one does in 1 s.
     """
+    faiss = library()
+    use_threads(threads)
     index.cp.seed = seed
     index.cp.spherical = False
     index.cp.min_points_per_centroid = 1  # silences a warning about few rows
@@ -66,7 +69,10 @@ def train_lists(index: Any, rows: np.ndarray, seed: int, at_least: int = 1) -> N
     if len(rows) < at_least:
         noise = np.random.default_rng(seed).standard_normal((at_least, rows.shape[1])).astype(np.float32)
         sample = np.resize(rows, noise.shape) + (1e-6 + 1e-2 * np.abs(rows).max()) * noise
+    index.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)  # the centroids
+    use_threads(1)
     index.train(sample)
+    use_threads(threads)
     index.add(rows)
 
 

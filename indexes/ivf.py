@@ -62,7 +62,6 @@ class Ivf(Index):
         """Trains the centroids on the keys and fills the lists."""
         faiss = library()
         super().build(keys, values, queries, about)
-        use_threads(self.threads)
         n, d = self.keys.shape
         width = round_up(d, ROW_MULTIPLE)
         nlist = default_nlist(n, self.nlist)
@@ -73,7 +72,7 @@ class Ivf(Index):
             self._index = faiss.IndexIVFScalarQuantizer(self._quantizer, width, nlist, half, metric, False)
         else:
             self._index = faiss.IndexIVFFlat(self._quantizer, width, nlist, metric)
-        train_lists(self._index, padded(self.keys, width), self.seed)
+        train_lists(self._index, padded(self.keys, width), self.seed, self.threads)
         self._ready()
 
     def _ready(self) -> None:

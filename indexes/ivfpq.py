@@ -63,7 +63,6 @@ class IvfPq(Index):
         """Trains centroids and codebooks on the keys (codes are of key - centroid) and fills the lists."""
         faiss = library()
         super().build(keys, values, queries, about)
-        use_threads(self.threads)
         n, d = self.keys.shape
         dims = min(self.dims, d)
         width = round_up(d, dims)
@@ -74,7 +73,7 @@ class IvfPq(Index):
         )
         self._index.pq.cp.min_points_per_centroid = 1
         self._index.pq.cp.seed = self.seed
-        train_lists(self._index, padded(self.keys, width), self.seed, at_least=CODEWORDS)
+        train_lists(self._index, padded(self.keys, width), self.seed, self.threads, at_least=CODEWORDS)
         self._ready()
 
     def _ready(self) -> None:

@@ -147,7 +147,6 @@ class TestHnsw:
         ids = index.search(queries, 400).ids
         counts = (ids >= 0).sum(axis=1)
         assert ((counts >= 1) & (counts < 400)).all()
-        assert set(ids[:, 0]) <= {0, 1}
         for query, row, count in zip(queries, ids, counts, strict=True):
             again = index._graph.knn_query(query, count)[0][0]
             assert np.array_equal(row[:count], again)
