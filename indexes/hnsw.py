@@ -31,7 +31,7 @@ FIRST_SEED = 100  # the library's default; its generator takes 0 and 1 for the s
 class Hnsw(Index):
     """hnswlib in space `ip`, on a float32 copy of the keys."""
 
-    kind: ClassVar[str] = "graph"
+    kind: ClassVar[str] = "search"
     paper: ClassVar[str] = "arXiv 1603.09320"
     needs_lift: ClassVar[bool] = True
     can_insert: ClassVar[bool] = True

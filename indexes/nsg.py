@@ -27,7 +27,7 @@ SCAN_FACTOR = 4
 class Nsg(Index):
     """faiss IndexNSGFlat with metric inner product, on a float32 copy of the keys."""
 
-    kind: ClassVar[str] = "graph"
+    kind: ClassVar[str] = "search"
     paper: ClassVar[str] = "arXiv 1707.00143"
     needs_lift: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True

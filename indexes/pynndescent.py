@@ -30,7 +30,7 @@ CODE_BYTES = 11 << 20  # what numba compiles for one object of raw inner product
 class PyNNDescent(Index):
     """pynndescent.NNDescent on a float32 copy of the keys."""
 
-    kind: ClassVar[str] = "graph"
+    kind: ClassVar[str] = "search"
     paper: ClassVar[str] = "Dong et al. 2011"
     needs_lift: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Every index passes every check of ra_bench/conformance.py; every check catches a liar planted for it."""
+"""Every index passes every check of ra_bench/conformance/; every check catches a liar planted for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ra_bench import conformance, registry
-from ra_bench.conformance import CHECKS, Subject, run
+from ra_bench.conformance import CHECKS, answers, costs, inputs, run, state
+from ra_bench.conformance.subject import Subject
 from ra_bench.index import Bytes, Found, Index, Work, pad_ids
 
 # A graph index is meant to be asked in lifted space; ivf stands for those that pad their rows.
@@ -269,28 +270,28 @@ def test_honest_index_passes_every_check():
 @pytest.mark.parametrize(
     ("liar", "check"),
     [
-        (WrongType, conformance.result_shapes),
-        (NarrowWork, conformance.result_shapes),
-        (HoleInIds, conformance.result_shapes),
-        (TooFewColumns, conformance.more_results_than_keys),
-        (OutOfRange, conformance.more_results_than_keys),
-        (RepeatsIds, conformance.duplicates),
-        (WritesKeys, conformance.inputs_unchanged),
-        (WritesQueries, conformance.inputs_unchanged),
-        (HidesCopy, conformance.memory_counted),
-        (ReadsNothing, conformance.work_counted),
-        (ReadsTwice, conformance.work_counted),
-        (ReadsLessThanExact, conformance.work_counted),
-        (Unseeded, conformance.same_seed_same_answer),
-        (Remembers, conformance.search_is_pure),
-        (AddsUpBuilds, conformance.second_build_replaces),
-        (LosesInserted, conformance.insert_then_search),
-        (LoadsOther, conformance.save_and_load),
-        (LoadsAnything, conformance.torn_file_refused),
-        (TakesAnything, conformance.wrong_rows_refused),
-        (MeanOfValues, conformance.attend_is_exact),
-        (FindsWorst, conformance.recall_floor),
-        (NeedsManyKeys, conformance.few_keys),
+        (WrongType, answers.result_shapes),
+        (NarrowWork, answers.result_shapes),
+        (HoleInIds, answers.result_shapes),
+        (TooFewColumns, answers.more_results_than_keys),
+        (OutOfRange, answers.more_results_than_keys),
+        (RepeatsIds, answers.duplicates),
+        (WritesKeys, inputs.inputs_unchanged),
+        (WritesQueries, inputs.inputs_unchanged),
+        (HidesCopy, costs.memory_counted),
+        (ReadsNothing, costs.work_counted),
+        (ReadsTwice, costs.work_counted),
+        (ReadsLessThanExact, costs.work_counted),
+        (Unseeded, state.same_seed_same_answer),
+        (Remembers, state.search_is_pure),
+        (AddsUpBuilds, state.second_build_replaces),
+        (LosesInserted, state.insert_then_search),
+        (LoadsOther, state.save_and_load),
+        (LoadsAnything, state.torn_file_refused),
+        (TakesAnything, inputs.wrong_rows_refused),
+        (MeanOfValues, answers.attend_is_exact),
+        (FindsWorst, answers.recall_floor),
+        (NeedsManyKeys, answers.few_keys),
     ],
     ids=lambda value: value.__name__,
 )
@@ -301,7 +302,7 @@ def test_liar_is_caught(liar: type[Index], check: conformance.Check):
 
 
 def test_copy_that_nbytes_tells_of_is_allowed():
-    assert run(Subject(spec_of(OwnsUpToCopy)), conformance.memory_counted).passed
+    assert run(Subject(spec_of(OwnsUpToCopy)), costs.memory_counted).passed
 
 
 def test_crash_is_a_failed_result_with_its_text():

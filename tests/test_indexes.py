@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ra_bench import registry
-from ra_bench.conformance import overlap, true_top
+from ra_bench.conformance.subject import overlap, true_top
 from ra_bench.registry import create
 
 N, D, K = 2000, 24, 10

@@ -35,7 +35,9 @@ def test_the_file_map_names_every_file_and_no_other() -> None:
                 continue
             present.add(f"{room}/{path.name}" + "/" * path.is_dir())
 
-    assert {name for name in named if name.startswith(ROOMS) and name.count("/") - name.endswith("/") == 1} == present
+    assert {
+        name for name in named if name.startswith(ROOMS) and name.count("/") - name.endswith("/") == 1
+    } == present
     assert all((ROOT / name).exists() for name in named)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra_bench.conformance import overlap, true_top
+from ra_bench.conformance.subject import overlap, true_top
 from ra_bench.registry import create
 from ra_bench.transform import LIFT_HEADROOM, Lift, Normalize
 
