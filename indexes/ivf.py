@@ -39,7 +39,7 @@ ID_BYTES = 8  # faiss keeps an int64 id beside each row of a list
 class Ivf(Index):
     """faiss IndexIVFScalarQuantizer in float16, or IndexIVFFlat in float32."""
 
-    kind: ClassVar[str] = "partition"
+    kind: ClassVar[str] = "search"
     paper: ClassVar[str] = "Jégou et al. 2011; faiss arXiv 2401.08281"
     can_insert: ClassVar[bool] = True
     copies_keys: ClassVar[bool] = True

@@ -39,7 +39,7 @@ ID_BYTES = 8
 class IvfPq(Index):
     """faiss IndexIVFPQFastScan, and exact inner products of the best codes."""
 
-    kind: ClassVar[str] = "quantization"
+    kind: ClassVar[str] = "search"
     paper: ClassVar[str] = "Jégou et al. 2011; faiss arXiv 2401.08281"
     can_insert: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("faiss", "ra_bench.indexes._native._native")

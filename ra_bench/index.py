@@ -76,7 +76,7 @@ class Index(ABC):
     """
 
     # What a method is, for `ra-bench list` and the README's table. `requires` names the modules it imports.
-    kind: ClassVar[str] = "search"
+    kind: ClassVar[str] = "search"  # or "exact", or "floor"
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
     can_insert: ClassVar[bool] = False
