@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 NATIVE := $(shell find indexes -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
-.PHONY: help install compare test test-all lint format clean
+.PHONY: help install compare check test test-all lint format clean
 
 help:
 	@echo "make compare    compare ra, hnsw and ivf on the built-in sample"
+	@echo "make check      every index against the contract"
 	@echo "make test       tests, under 10 minutes on two cores"
 	@echo "make test-all   the long tests too"
 	@echo "make lint       ruff and mypy"
@@ -25,6 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 
 compare: $(INSTALLED)
 	$(BIN)/ra-bench compare --indexes ra,hnsw,ivf
+
+check: $(INSTALLED)
+	$(BIN)/ra-bench check all
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q

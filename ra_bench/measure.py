@@ -80,7 +80,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
             if row["recall"] >= ENOUGH_RECALL or row["search_p50_us"] > too_slow_us:
                 break
     return {
-        "insert_us_per_key": _insert_us_per_key(index, bundle) if type(index).can_insert else None,
+        "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
