@@ -24,6 +24,7 @@ LIFT_HEADROOM = 1.05
 class Transform(ABC):
     """A map of keys and queries into the space in which an index is built; `fit` sees the keys only."""
 
+    keeps_order = False  # of inner products: exact neighbours of the raw vectors are those of the mapped ones
     clamped = 0  # inserted keys that did not fit the lift and were shortened
 
     @abstractmethod
@@ -66,6 +67,8 @@ class Lift(Transform):
     It helps a graph where keys lie in clusters around a common mean, as attention's do; on centred Gaussian
     keys with a wide spread of norms most lifted keys huddle at the pole, and a raw graph finds more.
     """
+
+    keeps_order = True
 
     def __init__(self) -> None:
         self.c = 1.0
@@ -127,6 +130,8 @@ class Transformed(Index):
         learn = None if queries is None else self.transform.queries(queries)
         # The rotary embedding no longer applies to transformed vectors.
         about = None if about is None else replace(about, rope=None)
+        if about is not None and not self.transform.keeps_order:
+            about = replace(about, query_neighbors=None)
         self.inner.build(self.transform.keys(self.keys), None, learn, about)
         self._release()
 
