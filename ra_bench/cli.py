@@ -92,7 +92,9 @@ def dump(
         from ra_bench.dump import dump as record
 
         data = record(settings, progress.update)
-    out.print(f"{len(data.heads)} heads in {data.path}", highlight=False)
+    out.print(
+        f"{len(data.heads)} {'head' if len(data.heads) == 1 else 'heads'} in {data.path}", highlight=False
+    )
 
 
 @app.command()
