@@ -46,7 +46,7 @@ class Ivf(Index):
     requires: ClassVar[tuple[str, ...]] = ("faiss",)
 
     nlist: int = 0  # number of cells, the paper's k'; 0 means 4 * sqrt(n)
-    codes: Literal["float16", "float32"] = "float16"  # how the lists hold the keys
+    codes: Literal["keys", "float16", "float32"] = "keys"  # the type of the lists; "keys": as the keys are
 
     def __post_init__(self) -> None:
         if self.nlist < 0:
@@ -67,7 +67,7 @@ class Ivf(Index):
         nlist = default_nlist(n, self.nlist)
         self._quantizer = faiss.IndexFlat(width, faiss.METRIC_L2)
         metric = faiss.METRIC_INNER_PRODUCT
-        if self.codes == "float16":
+        if self._code_type() == "float16":
             half = faiss.ScalarQuantizer.QT_fp16
             self._index = faiss.IndexIVFScalarQuantizer(self._quantizer, width, nlist, half, metric, False)
         else:
@@ -81,6 +81,9 @@ class Ivf(Index):
         self._sizes = list_sizes(self._index)
         self._key_bytes = self._index.code_size + ID_BYTES
         self._centroid_bytes = self._index.nlist * self._index.d * 4
+
+    def _code_type(self) -> str:
+        return str(self.keys.dtype) if self.codes == "keys" else self.codes
 
     def search(self, queries: np.ndarray, k: int | None, *, nprobe: int = 64) -> Found:
         """The best `k` (by default 100) of the `nprobe` lists with the largest q·centroid."""

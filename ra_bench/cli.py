@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
-from ra_bench.errors import RaBenchError
+from ra_bench.errors import RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -30,8 +30,8 @@ app = typer.Typer(
 )
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
 NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, markup=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
 
@@ -130,10 +130,10 @@ def compare(
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench import compare as comparison
     from ra_bench.datasets.sample import sample_path
-    from ra_bench.progress import Progress, total_memory_bytes
+    from ra_bench.progress import Progress
     from ra_bench.registry import split as split_specs
     from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, tables
+    from ra_bench.table import failures, skipped, tables
 
     plan = comparison.make_plan(
         comparison.Settings(
@@ -149,14 +149,14 @@ def compare(
             repeats=repeats,
             seed=seed,
             timeout_s=timeout,
-            memory_bytes=int(memory_gb * 1e9) if memory_gb else int(total_memory_bytes() * 0.8),
+            **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
         )
     )
     name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
     path = results or Path("results") / name
     if dry_run:
         for unit in plan.units:
-            out.print(unit.name, highlight=False)
+            out.print(unit.name)
         return
     folder = ResultFolder(path, plan.identity)
     done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
@@ -167,11 +167,13 @@ def compare(
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
         for table in tables(rows):
-            Console(width=NUMBERS_WIDTH).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows", highlight=False)
+            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
+        out.print(f"{len(rows)} rows in {path}/rows")
+    for line in skipped(rows):
+        err.print(line)
     failed = failures(rows)
     for line in failed:
-        err.print(f"[red]failed[/red] {line}")
+        err.print(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
 
@@ -193,7 +195,7 @@ def list_indexes(as_json: Json = False) -> None:
         flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
         idea = one.idea if one.available else f"unavailable: {one.reason}"
         table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
-    Console(width=max(TEXT_WIDTH, out.width)).print(table)
+    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
 
 
 @app.command()
@@ -218,9 +220,9 @@ def check(
             for result in results:
                 print(json.dumps({"index": spec} | asdict(result)))
             continue
-        out.print(f"{spec}: {len(results) - len(bad)} of {len(results)} checks passed", highlight=False)
+        out.print(f"{spec}: {len(results) - len(bad)} of {len(results)} checks passed")
         for result in bad:
-            out.print(f"  failed: {result.name}: {result.detail}", highlight=False, markup=False)
+            out.print(f"  failed: {result.name}: {result.detail}")
     if failed:
         raise typer.Exit(1)
 
@@ -235,11 +237,19 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except CommandLineError as error:
         _fail(error.format_message(), 2)
+    except OSError as error:
+        _fail(f"the system refuses: {error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _gigabytes(value: float) -> int:
+    if not 0 < value < 1e9:
+        raise UsageError(f"--memory-gb must be more than 0, got {value:g}")
+    return int(value * 1e9)
+
+
 def _fail(message: str, code: int) -> Any:
-    err.print(f"ra-bench: {message}", markup=False)
+    err.print(f"ra-bench: {message}")
     sys.exit(code)

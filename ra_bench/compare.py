@@ -12,7 +12,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,12 @@ from ra_bench.vectors import DataSet, HeadName
 
 # On every chart: the oracle and the floors.
 ALWAYS = ("flat", "window", "random")
+MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherwise
+# The modules of the harness that decide what a row says.
+MEASURING = (
+    *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
+    *("truth", "vectors"),
+)
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
 
@@ -49,7 +55,7 @@ class Settings:
     repeats: int = 3
     seed: int = 0
     timeout_s: float = 1800.0
-    memory_bytes: int = 16 << 30
+    memory_bytes: int = field(default_factory=lambda: int(environment()["memory_bytes"] * MEMORY_SHARE))
 
     def identity(self, data_hash: str) -> dict[str, Any]:
         """What all rows of one result folder share; index and head may differ from command to command."""
@@ -102,9 +108,14 @@ def make_plan(settings: Settings) -> Plan:
     """Checks everything that can be checked before anything runs; raises UsageError."""
     if min(settings.ks) < 1:
         raise UsageError(f"--k must be at least 1, got {min(settings.ks)}")
-    for name in ("threads", "repeats", "max_queries"):
-        if getattr(settings, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(settings, name)}")
+    for name, least in (("threads", 1), ("repeats", 1), ("max_queries", 1), ("seed", 0)):
+        value = getattr(settings, name)
+        if value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not settings.timeout_s > 0:
+        raise UsageError(f"--timeout must be more than 0 seconds, got {settings.timeout_s:g}")
+    if settings.memory_bytes < 1:
+        raise UsageError(f"--memory-gb must be more than 0, got {settings.memory_bytes / 1e9:g}")
     specs = _with_company([parse(text) for text in settings.indexes])
     for spec in specs:
         create(spec)
@@ -120,11 +131,18 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def run_plan(plan: Plan, folder: ResultFolder, watcher: Watcher, force: bool = False) -> list[Row]:
-    """Measures the units whose rows have not landed yet (all with `force`); returns all rows of the plan."""
-    for head in dict.fromkeys(unit.head for unit in plan.units):
+    """Measures the units that have not ended well yet (all with `force`); returns all rows of the plan.
+
+    A head that cannot serve (too short, damaged) is a failure of its units; UsageError where none can.
+    """
+    refused: list[str] = []
+    heads = list(dict.fromkeys(unit.head for unit in plan.units))
+    for head in heads:
         todo = [u for u in plan.units if u.head == head and (force or not folder.has(u.address))]
         if todo:
-            _run_head(plan, head, todo, folder, watcher)
+            refused += _run_head(plan, head, todo, folder, watcher)
+    if len(refused) == len(heads):
+        raise UsageError(refused[0])
     return folder.read(unit.address for unit in plan.units)
 
 
@@ -140,13 +158,14 @@ def measure_task(arguments: dict[str, Any], land: Callable[[Row], None]) -> Row:
     return measure(Job(**arguments | {"ks": tuple(arguments["ks"])}), land)
 
 
-def _run_head(plan: Plan, head: HeadName, todo: list[Unit], folder: ResultFolder, watcher: Watcher) -> None:
+def _run_head(
+    plan: Plan, head: HeadName, todo: list[Unit], folder: ResultFolder, watcher: Watcher
+) -> list[str]:
+    """Measures the units of one head; returns why the head cannot serve, or nothing."""
     settings = plan.settings
     with tempfile.TemporaryDirectory(prefix="ra-bench-head-") as scratch:
         bundle = Path(scratch, "bundle")
         outcome = _prepare(plan, head, bundle, folder, watcher)
-        if outcome.status != "ok" and outcome.exit_code == 2:
-            raise UsageError(outcome.reason)
         skipped = outcome.result if outcome.status == "ok" else ""
         facts = _head_facts(plan, head, bundle if outcome.status == "ok" and not skipped else None)
         for unit in todo:
@@ -169,6 +188,7 @@ def _run_head(plan: Plan, head: HeadName, todo: list[Unit], folder: ResultFolder
                 ended = Outcome(outcome.status, f"preparing the head: {outcome.reason}", outcome.exit_code)
             folder.write(unit.address, _rows(plan, unit, facts, ended))
             watcher.end(unit.name, ended.status, ended.reason)
+    return [outcome.reason] if outcome.status != "ok" and outcome.exit_code == 2 else []
 
 
 def _prepare(plan: Plan, head: HeadName, bundle: Path, folder: ResultFolder, watcher: Watcher) -> Outcome:
@@ -242,19 +262,24 @@ def _with_company(specs: list[Spec]) -> list[Spec]:
 
 
 def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
-    cls = index_class(spec.name)
-    return {"head": list(head), "index": str(spec), "source": source_hash(cls)}
+    return {"head": list(head), "index": str(spec), "source": source_hash(index_class(spec.name))}
 
 
 def source_hash(cls: type[Index]) -> str:
-    """Content hash of a method's own code, compiled parts included: changed code is measured anew."""
-    source = Path(inspect.getfile(cls))
-    files = [source]
-    for module in cls.requires:
-        found = importlib.util.find_spec(module) if module.startswith("ra_bench.") else None
+    """Content hash of all code that decides a row: changed code and other versions are measured anew.
+
+    The method's file, what methods share (files of indexes/ that begin with an underscore), compiled parts,
+    the modules of the harness that measure, and the versions of the libraries.
+    """
+    indexes = Path(inspect.getfile(index_class("flat"))).parent
+    files = [Path(inspect.getfile(cls)), *sorted(indexes.glob("_*.py"))]
+    native = [module for module in cls.requires if module.startswith("ra_bench.")]
+    measuring = [f"ra_bench.{name}" for name in MEASURING]
+    for module in [*native, "ra_bench.indexes._native._native", *measuring]:
+        found = importlib.util.find_spec(module)
         if found is not None and found.origin:
             files.append(Path(found.origin))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(environment()["versions"], sort_keys=True).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 
 import ra_bench
 
-LIBRARIES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu", "hnswlib", "pynndescent")
+LIBRARIES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu", "hnswlib", "pynndescent", "numba")
 
 
 @cache

@@ -100,6 +100,10 @@ class Index(ABC):
     values: np.ndarray | None = None
     group = 1
 
+    def use_threads(self, threads: int) -> None:
+        """Sets how many threads later calls may use."""
+        self.threads = threads
+
     def warm_up(self, d: int) -> None:
         """Compiles or loads what the first call would; the harness calls it before the clock starts."""
 
@@ -202,6 +206,7 @@ class Index(ABC):
             "spec": self.spec,
             "settings": asdict(self) if is_dataclass(self) else {},
             "group": self.group,
+            "seed": self.seed,
             "has_values": self.values is not None,
             "files": {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)},
         }
@@ -214,7 +219,11 @@ class Index(ABC):
         With `mmap` the rows and the index's own arrays are read from the files as they are needed.
         Raises ValueError for a truncated or foreign file. `registry.load` finds the class by itself.
         """
-        index = cls(**_saved_about(folder, cls.__name__)["settings"])
+        settings = _saved_about(folder, cls.__name__)["settings"]
+        try:
+            index = cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"{folder} was not saved by this {cls.__name__}: {error}") from error
         index.restore(folder, mmap)
         return index
 
@@ -223,7 +232,7 @@ class Index(ABC):
         about = _saved_about(folder, type(self).__name__)
         mode: Literal["r"] | None = "r" if mmap else None
         try:
-            self.group = about["group"]
+            self.group, self.seed = about["group"], about["seed"]
             self.keys = np.load(folder / "keys.npy", mmap_mode=mode)
             self.values = np.load(folder / "values.npy", mmap_mode=mode) if about["has_values"] else None
             self._buffers = {}
@@ -347,9 +356,8 @@ def all_finite(rows: np.ndarray) -> bool:
     """Whether `rows` (n, d) float16 or float32 hold no NaN or infinity; 131,072 x 128 take 5 ms."""
     for start in range(0, len(rows), 4096):  # a block stays in the processor's cache
         block = rows[start : start + 4096]
-        if (
-            block.dtype == np.float16
-        ):  # NumPy converts float16 first; the exponent's bits tell, 8 times faster
+        if block.dtype == np.float16:
+            # NumPy would convert float16 first; the exponent's bits tell, 8 times faster.
             if block.size and (block.view(np.uint16) & 0x7C00).max() == 0x7C00:
                 return False
         elif not np.isfinite(block).all():

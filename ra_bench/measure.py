@@ -18,6 +18,7 @@ import numpy as np
 
 from ra_bench import metrics
 from ra_bench.attention import merge
+from ra_bench.errors import RunError
 from ra_bench.index import Found, Index, Partial
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
@@ -51,7 +52,9 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     spec = parse(job.spec)
     index = create(spec, job.threads, job.seed)
     learn, about = bundle.learn_inputs(index.learn_queries)
+    exact_keys = bundle.keys.astype(np.float32)
     keys, values = np.array(bundle.keys), np.array(bundle.values)
+    keys.flags.writeable = values.flags.writeable = False
     index.warm_up(keys.shape[1])
     started = time.perf_counter()
     index.build(keys, values, learn, about)
@@ -69,13 +72,12 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),
     }
-    exact_keys = keys.astype(np.float32)
     scan_us = _exact_scan_us(exact_keys, bundle.test_queries[: index.group])
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
     for k in job.ks:
         efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
         for rank, effort in enumerate(efforts):
-            row = measure_setting(index, bundle, exact_keys, k, effort, job.repeats)
+            row = measure_setting(index, bundle, exact_keys, k, effort, job)
             land(unit_row | row | {"k": k, "effort": json.dumps(effort), "effort_rank": rank})
             if row["recall"] >= ENOUGH_RECALL or row["search_p50_us"] > too_slow_us:
                 break
@@ -86,19 +88,28 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
 
 
 def measure_setting(
-    index: Index, bundle: Bundle, exact_keys: np.ndarray, k: int, effort: dict[str, Any], repeats: int
+    index: Index, bundle: Bundle, exact_keys: np.ndarray, k: int, effort: dict[str, Any], job: Job
 ) -> Row:
-    """Quality and cost of one search setting, from the same timed calls; `exact_keys` are float32."""
+    """Quality and cost of one search setting, from the same timed calls; `exact_keys` are float32.
+
+    Latency is that of one thread; only the throughput call has all of the job's.
+    """
+    repeats, threads = job.repeats, job.threads
     queries = np.array(bundle.test_queries)
+    queries.flags.writeable = False  # they are scored after the index had them
     blocks = np.split(queries, len(queries) // index.group)
+    index.use_threads(1)
     searches = timed_passes(lambda block: index.search(block, k, **effort), blocks, repeats)
     attends = timed_passes(lambda block: index.attend(block, k, **effort), blocks, repeats)
+    index.use_threads(threads)
     median_us = float(np.median(searches.samples_us))
     rate = queries_per_second(lambda batch: index.search(batch, k, **effort), queries, repeats, median_us)
     ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in searches.results]
+    if ids[0].shape != (len(queries), k) or ids[0].dtype != np.int32:
+        raise RunError(f"search must give ids ({len(queries)}, {k}) int32, got {ids[0].shape} {ids[0].dtype}")
     return {
         "repeats": len(ids),
-        "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]),
+        "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]) if len(ids) > 1 else None,
         "queries_per_s": rate,
         **_search_quality(bundle, exact_keys, queries, ids[0], k),
         **_attend_quality(bundle, attends.results[0]),

@@ -143,7 +143,7 @@ def _learn(
     arrays: Mapping[str, np.ndarray], split: Split, group: int, wanted: int, neighbors: int, causal: bool
 ) -> dict[str, np.ndarray]:
     """Learn queries for one wish, evenly spaced over the learnable tokens, with their neighbours."""
-    learn = evenly(split.learn, group, wanted)
+    learn = evenly(split.learn, group, max(group, wanted - len(split.leaked.vectors))).joined(split.leaked)
     if not len(learn.vectors):
         return {}
     limit = None

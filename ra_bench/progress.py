@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.status import Status
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ra_bench.dump import Progress as Stage
@@ -40,7 +40,7 @@ class Progress:
     def start(self, name: str) -> None:
         """A child process starts."""
         self.started_s = time.monotonic()
-        self.status.update(f"{self.done}/{self.units} done, now {name}")
+        self.status.update(Text(f"{self.done}/{self.units} done, now {name}"))
 
     def end(self, name: str, status: str, reason: str) -> None:
         """It ended."""
@@ -49,7 +49,7 @@ class Progress:
         place = f"{self.done}/{self.units}" if is_unit else "-"
         elapsed_s = time.monotonic() - self.started_s
         tail = "" if status == "ok" else f"  {status}: {reason}"
-        self.console.print(f"{place:>7}  {elapsed_s:6.1f} s  {name}{tail}", markup=False)
+        self.console.print(f"{place:>7}  {elapsed_s:6.1f} s  {name}{tail}")
 
 
 class DumpProgress:
@@ -85,8 +85,3 @@ class DumpProgress:
                     f"{now.stage} {now.document} ({unit})", total=now.total
                 )
             self.bars.update(self.tasks[place], completed=now.done)
-
-
-def total_memory_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

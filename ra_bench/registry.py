@@ -15,10 +15,12 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import pkgutil
 import sys
 import typing
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -45,7 +47,8 @@ class Spec:
     transform: str = "none"
 
     def __str__(self) -> str:
-        keys = "".join(f":{key}={value}" for key, value in (self.settings | self.effort).items())
+        pairs = (self.settings | self.effort).items()
+        keys = "".join(f":{key}={'none' if value is None else value}" for key, value in pairs)
         return f"{self.name}{keys}" + (f"@{self.transform}" if self.transform != "none" else "")
 
     def with_transform(self, transform: str) -> Spec:
@@ -121,10 +124,14 @@ def parse(text: str) -> Spec:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"index '{text}': a setting must be key=value, got '{pair}'")
+        if key in settings or key in effort:
+            raise UsageError(f"index '{text}': {key} must be given once, got '{pair}' too")
         if key in fields:
             settings[key] = _convert(text, key, value, fields[key])
         elif key in efforts:
             effort[key] = _convert(text, key, value, efforts[key])
+            if isinstance(effort[key], (int, float)) and effort[key] < 0:
+                raise UsageError(f"index '{text}': {key} must not be negative, got '{value}'")
         else:
             raise unknown(f"'{name}' setting", key, [*fields, *efforts])
     return Spec(name, settings, effort, transform)
@@ -226,26 +233,32 @@ def _convert(spec: str, key: str, value: str, kind: Any) -> Any:
     """`value` as the annotated type: bool, int, float, str, a Literal, or one of those or None."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        if value not in options:
-            raise UsageError(f"index '{spec}': {key} must be one of {', '.join(options)}, got '{value}'")
-        return value
+        by_text = {str(option): option for option in options}
+        if value not in by_text:
+            raise UsageError(f"index '{spec}': {key} must be one of {', '.join(by_text)}, got '{value}'")
+        return by_text[value]
     if NoneType in options:
-        return None if value == "none" else _convert(spec, key, value, options[0])
+        (kind,) = (option for option in options if option is not NoneType)
+        return None if value == "none" else _convert(spec, key, value, kind)
     if kind is bool:
         if value.lower() not in ("true", "false"):
             raise UsageError(f"index '{spec}': {key} must be true or false, got '{value}'")
         return value.lower() == "true"
     try:
-        return kind(value)
+        converted = kind(value)
     except ValueError:
         raise UsageError(f"index '{spec}': {key} must be {kind.__name__}, got '{value}'") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise UsageError(f"index '{spec}': {key} must be finite, got '{value}'")
+    return converted
 
 
 def _class_from_file(file: str, class_name: str) -> type[Index]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"index '{file}::{class_name}': no such file '{file}'")
-    module_name = f"ra_bench_file_{path.stem}"
+    # Two files of one name in different folders are two modules.
+    module_name = f"ra_bench_file_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"index '{file}::{class_name}': '{file}' must be a .py file")

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ra_bench.errors import RunError, UsageError
 
 SCHEMA_VERSION = 1
+DONE = ("ok", "skipped")  # a unit that ended so is not run again
 
 _SAMPLES = pa.list_(pa.float32())
 _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -30,7 +31,7 @@ _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 # `_by_query` and `_samples` keep every value. None where a quantity is not defined or a library hides it.
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "unit": (_TEXT, "content address of the unit"),
-    "status": (_TEXT, "ok, failed, timeout or oom"),
+    "status": (_TEXT, "ok, failed, timeout, oom or skipped"),
     "reason": (_TEXT, "why it is not ok, in one line"),
     "data": (_TEXT, "name of the data set"),
     "data_hash": (_TEXT, "content hash of the data set"),
@@ -52,8 +53,8 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "k": (_COUNT, "results asked for"),
     "threads": (_COUNT, "threads of build and of the throughput call; latency is one thread"),
     "seed": (_COUNT, "seed of split and index"),
-    "repeats": (_COUNT, "timed passes over the test queries"),
-    "repeatable": (_FLAG, "all passes found the same ids"),
+    "repeats": (_COUNT, "timed passes over the test queries; fewer than asked for where a pass is slow"),
+    "repeatable": (_FLAG, "all passes found the same ids; None after a single pass"),
     "learn_queries": (_COUNT, "learn query rows given to build"),
     "recall": (_REAL, "share of the exact top-k found"),
     "recall_p05": (_REAL, "recall of the 5th-percentile query"),
@@ -77,7 +78,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "attend_p99_us": (_REAL, "the same, 99th percentile"),
     "queries_per_s": (_REAL, "search throughput of many test queries in one call, on `threads`"),
     "build_s": (_REAL, "build time, without the neighbours of the learn queries"),
-    "knn_s": (_REAL, "exact neighbours of the learn queries, shared by the indexes that want them"),
+    "knn_s": (_REAL, "exact neighbours of the learn queries, on all cores, shared by the indexes"),
     "insert_us_per_key": (_REAL, "time per inserted key, in blocks of 64"),
     "host_bytes": (_COUNT, "index memory beyond the key and value rows"),
     "device_bytes": (_COUNT, "the same on the device"),
@@ -129,8 +130,9 @@ class ResultFolder:
         return self.path / "log" / f"{unit}.log"
 
     def has(self, unit: str) -> bool:
-        """Whether the unit's rows have landed."""
-        return self._file(unit).exists()
+        """Whether the unit's rows have landed and it did not fail: what failed is tried again."""
+        path = self._file(unit)
+        return path.exists() and all(row["status"] in DONE for row in _read_rows(path, ["status"]))
 
     def write(self, unit: str, rows: Iterable[Row]) -> None:
         """Lands the rows of one unit, whole or not at all."""
@@ -148,7 +150,7 @@ class ResultFolder:
         """The rows of those of `units` that have landed. Raises RunError naming a damaged file."""
         rows: list[Row] = []
         for unit in units:
-            if self.has(unit):
+            if self._file(unit).exists():
                 rows += _read_rows(self._file(unit))
         return rows
 
@@ -170,12 +172,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"'{path}' is damaged ({error}); delete it and run the same command again") from error
-    if table.schema != SCHEMA:
+    if columns is None and table.schema != SCHEMA:
         raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
     return table.to_pylist()
 

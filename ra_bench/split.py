@@ -54,6 +54,7 @@ class Split:
     static_limits: np.ndarray  # (m,) how many of `static` the test query sees
     test: Queries
     learn: Queries
+    leaked: Queries  # neighbours of test queries, learned whole; none in an honest split
 
 
 def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 2048, seed: int = 0) -> Split:
@@ -73,17 +74,16 @@ def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 20
             f"--data: {head.about.name} is too short: the first test token is at {p0}, and an index needs"
             f" keys between {SINK_TOKENS} sinks and the {RECENT_TOKENS} tokens before it"
         )
-    test = pool
+    test, leaked = pool, learn.blocks(np.zeros(len(learn.vectors) // group, bool), group)
     if split == "random":
         tokens = len(pool.vectors) // group
         taken = np.random.default_rng(seed).permutation(tokens) < tokens // 2
-        test, learned = pool.blocks(~taken, group), pool.blocks(taken, group)
-        learn = learn.joined(learned)
+        test, leaked = pool.blocks(~taken, group), pool.blocks(taken, group)
     test = evenly(test, group, max_queries)
     last = int(np.searchsorted(head.key_positions, test.positions.max(), side="right"))
     static = np.r_[0 : indexed.start, indexed.stop : last]
     limits = indexed.start + np.searchsorted(head.key_positions, test.positions, side="right") - indexed.stop
-    return Split(indexed, static, limits, test, learn)
+    return Split(indexed, static, limits, test, learn, leaked)
 
 
 def evenly(queries: Queries, group: int, max_rows: int) -> Queries:

@@ -81,7 +81,8 @@ class Lift(Transform):
 
     def keys(self, keys: np.ndarray) -> np.ndarray:
         lifted = np.empty((len(keys), keys.shape[1] + 1), np.float32)
-        np.divide(keys, self.c, out=lifted[:, :-1], casting="same_kind")
+        # float32 before the division: a float16 quotient would be rounded, and the order of keys with it.
+        np.multiply(keys, np.float32(1.0 / self.c), out=lifted[:, :-1], dtype=np.float32)
         squared = _squared_norms(lifted[:, :-1])
         too_long = squared > 1.0
         if too_long.any():
@@ -91,7 +92,9 @@ class Lift(Transform):
         return lifted
 
     def queries(self, queries: np.ndarray) -> np.ndarray:
-        return np.pad(np.asarray(queries, np.float32), ((0, 0), (0, 1)))
+        lifted = np.zeros((len(queries), queries.shape[1] + 1), np.float32)
+        lifted[:, :-1] = queries
+        return lifted
 
 
 TRANSFORMS: dict[str, type[Transform]] = {"normalize": Normalize, "lift": Lift}
@@ -112,6 +115,11 @@ class Transformed(Index):
         facts = ("kind", "paper", "query_aware", "can_insert", "deterministic", "where")
         vars(self).update({name: getattr(inner, name) for name in facts})
 
+    def use_threads(self, threads: int) -> None:
+        """Sets the inner index's threads too."""
+        super().use_threads(threads)
+        self.inner.use_threads(threads)
+
     def warm_up(self, d: int) -> None:
         """Warms the inner index up for the rows that the transform makes."""
         self.inner.warm_up(self.transform.queries(np.zeros((1, d), np.float32)).shape[1])
@@ -125,7 +133,8 @@ class Transformed(Index):
     ) -> None:
         """Fits the transform to `keys` and builds the inner index on what it makes of them."""
         super().build(keys, values, queries, about)
-        self.inner.threads, self.inner.seed = self.threads, self.seed
+        self.inner.seed = self.seed
+        self.inner.use_threads(self.threads)
         self.transform.fit(self.keys)
         learn = None if queries is None else self.transform.queries(queries)
         # The rotary embedding no longer applies to transformed vectors.

@@ -64,6 +64,34 @@ class Spy(Prefix):
 
 
 @dataclass
+class Threads(Prefix):
+    """Writes down with how many threads each search of so many queries may run."""
+
+    report: str = ""
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        with Path(self.report).open("a") as file:
+            file.write(f"{len(queries)} {self.threads}\n")
+        return super().search(queries, k, share=share)
+
+
+@dataclass
+class TooMany(Prefix):
+    """Gives all keys whatever k is: recall would be 1."""
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        return super().search(queries, len(self.keys), share=share)
+
+
+@dataclass
+class Brackets(Prefix):
+    """Fails with a text that looks like markup."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        raise ValueError("wrong [/x] shape [float32]")
+
+
+@dataclass
 class Raises(Prefix):
     """Fails in its second setting, after the first was measured."""
 

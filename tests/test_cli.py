@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,9 @@ def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedPr
         (["compare", "--indexes", "flat@fly"], "unknown transform 'fly'"),
         (["compare", "--indexes", "no.py::X"], "no such file 'no.py'"),
         (["compare", "--indexes", "flat", "--data", "/nowhere"], "no such folder"),
+        (["compare", "--indexes", "flat", "--memory-gb", "nan"], "--memory-gb must be more than 0, got nan"),
+        (["compare", "--indexes", "ivf:nprobe=-5"], "nprobe must not be negative, got '-5'"),
+        (["compare", "--indexes", "ivf:nlist=2:nlist=3"], "nlist must be given once"),
         (["compare", "--indexes", "flat", "--k", "0"], "--k must be at least 1, got 0"),
         (
             ["compare", "--indexes", "flat", "--k", "ten"],
@@ -91,8 +95,6 @@ def test_list_tells_every_index_as_a_json_object() -> None:
 
 
 def test_a_failed_unit_gives_exit_code_1_and_its_reason(dump, tmp_path) -> None:
-    from pathlib import Path
-
     spec = f"{Path(__file__).parent / 'planted_indexes.py'}::Raises"
 
     done = ra_bench("compare", "--indexes", spec, "--data", dump, "--k", "10", "--out", tmp_path / "out")
@@ -101,6 +103,25 @@ def test_a_failed_unit_gives_exit_code_1_and_its_reason(dump, tmp_path) -> None:
     assert "planted failure" in done.stderr
     assert "Traceback" not in done.stderr
     assert "flat" in done.stdout, "the table of what was measured is printed all the same"
+
+
+def test_text_that_looks_like_markup_is_printed_as_it_is(dump, tmp_path) -> None:
+    spec = f"{Path(__file__).parent / 'planted_indexes.py'}::Brackets"
+
+    done = ra_bench("compare", "--indexes", spec, "--data", dump, "--k", "10", "--out", tmp_path / "out")
+
+    assert done.returncode == 1
+    assert "ValueError: wrong [/x] shape [float32]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_does_not_apply_is_no_failure(make_dump, tmp_path) -> None:
+    out = tmp_path / "out"
+
+    done = ra_bench("compare", "--indexes", "flat", "--data", make_dump(window=64), "--out", out)
+
+    assert done.returncode == 0, done.stderr
+    assert "skipped: layer 3 attends within a window of 64 tokens only" in done.stderr
 
 
 def test_a_read_only_output_folder_is_one_line(dump) -> None:

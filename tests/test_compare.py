@@ -151,9 +151,31 @@ def test_threads_reach_the_index_and_its_libraries(dump, tmp_path) -> None:
     assert (seen["threads"], seen["thread_variables"]) == (2, "2")
 
 
+def test_latency_is_that_of_one_thread_whatever_threads_are_given(dump, tmp_path) -> None:
+    report = tmp_path / "calls.txt"
+
+    run(dump, tmp_path / "out", f"{PLANTED}::Threads:report={report}", threads=2)
+
+    calls = {tuple(map(int, line.split())) for line in report.read_text().splitlines()}
+    assert {threads for rows, threads in calls if rows == 2} == {1}, "one token of a group of two"
+    assert {threads for rows, threads in calls if rows > 2} == {2}, "the throughput call"
+
+
+def test_what_failed_is_tried_again_and_what_went_well_is_not(dump, tmp_path) -> None:
+    spec = f"{PLANTED}::Hangs"
+    rows, _ = run(dump, tmp_path / "out", spec, timeout_s=3.0)
+    assert of(rows, spec)[0]["status"] == "timeout"
+
+    _, ran = run(dump, tmp_path / "out", spec, timeout_s=3.0)
+
+    assert ran == ["truth of doc000/layer3/head0", f"{spec} on doc000/layer3/head0"]
+
+
 @pytest.mark.parametrize(
     ("planted", "status", "reason"),
     [
+        ("TooMany", "failed", "search must give ids (48, 10) int32, got (48, 2360)"),
+        ("Brackets", "failed", "ValueError: wrong [/x] shape [float32]"),
         ("Raises", "failed", "RuntimeError: planted failure"),
         ("Crashes", "failed", "killed by SIGSEGV"),
         ("Hangs", "timeout", "not done after 6 s"),
@@ -218,6 +240,8 @@ def test_two_heads_are_measured_one_after_the_other(make_dump, tmp_path) -> None
     [
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"timeout_s": float("nan")}, "--timeout must be more than 0 seconds, got nan"),
         ({"indexes": ("flatt",)}, "unknown index 'flatt'. Did you mean 'flat'"),
         ({"layers": (7,)}, "has no layer 7; it has 3"),
         ({"kv_heads": (4,)}, "has no kv_head 4; it has 0"),

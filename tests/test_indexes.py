@@ -42,7 +42,7 @@ class TestFlat:
     def test_scans_the_rows_where_they_lie(self):
         keys = KEYS.copy()
         index = built("flat", keys)
-        assert index.nbytes.host == 0
+        assert index.nbytes.host == 4 * len(keys), "its list of ids"
         assert np.shares_memory(index.keys, keys)
         keys[17] = 100 * QUERIES[0]  # the caller may not do this; that it shows proves that there is no copy
         assert index.search(QUERIES[:1], 1).ids[0, 0] == 17
@@ -75,10 +75,14 @@ class TestIvf:
             work = index.search(QUERIES, K, nprobe=nprobe).work
             assert np.array_equal(work.keys_read, sizes[probed].sum(axis=1))
 
-    def test_bytes_are_lists_and_centroids(self):
-        index = built("ivf:nlist=10")
+    @pytest.mark.parametrize(
+        ("codes", "kind", "number_bytes"),
+        [("keys", np.float32, 4), ("keys", np.float16, 2), ("float16", np.float32, 2)],
+    )
+    def test_bytes_are_lists_and_centroids(self, codes: str, kind: type, number_bytes: int):
+        index = built(f"ivf:nlist=10:codes={codes}", KEYS.astype(kind))
         work = index.search(QUERIES, K, nprobe=10).work
-        stored = 32 * 2 + 8  # 24 dimensions are kept as 32
+        stored = 32 * number_bytes + 8  # 24 dimensions are kept as 32
         assert (work.bytes_read == N * stored + 10 * 32 * 4).all()
         assert index.nbytes.host - (N * stored + 10 * 32 * 4) < 1000
 
@@ -239,7 +243,12 @@ def test_sweeps_run_from_cheap_to_dear_without_repeats(name: str, n: int, k: int
     assert first == sorted(first)
 
 
-@pytest.mark.parametrize("name", ["flat", "ivf", "ivfpq", "nsg"])
+def test_flat_finds_the_same_with_any_number_of_threads():
+    one, three = (built("flat", KEYS, threads=threads).search(QUERIES, K) for threads in (1, 3))
+    np.testing.assert_array_equal(one.ids, three.ids)
+
+
+@pytest.mark.parametrize("name", ["ivf", "ivfpq", "nsg"])
 def test_faiss_runs_with_the_threads_of_the_index(name: str):
     import faiss
 

@@ -31,6 +31,7 @@ def row(recall: float, search_p50_us: float, rank: int = 0, index: str = "made",
         "output_error": 1 - recall,
         "recall_p05": recall,
         "build_s": 2.0,
+        "knn_s": None,
         "host_bytes": 5000,
         "device_bytes": 0,
     }

@@ -41,6 +41,10 @@ def test_the_file_map_names_every_file_and_no_other() -> None:
     assert all((ROOT / name).exists() for name in named)
 
 
+def test_nothing_was_left_to_fill_in() -> None:
+    assert not re.findall(r"^[A-Z_]{4,}$", README, re.MULTILINE)
+
+
 def method_table() -> str:
     lines = ["| name | idea | query-aware | insert | paper |", "|---|---|---|---|---|"]
     for name in names():

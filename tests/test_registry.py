@@ -149,7 +149,7 @@ def test_unknown_setting_suggests_the_closest():
     [
         ("ivf:nlist=many", "index 'ivf:nlist=many': nlist must be int, got 'many'"),
         ("ivf:nlist", "index 'ivf:nlist': a setting must be key=value, got 'nlist'"),
-        ("ivf:codes=int8", "index 'ivf:codes=int8': codes must be one of float16, float32, got 'int8'"),
+        ("ivf:codes=int8", "index 'ivf:codes=int8': codes must be one of keys, float16, float32, got 'int8'"),
         ("ivf:nlist=-1", "index 'ivf:nlist=-1': nlist must be at least 0, got -1"),
         ("hnsw:degree=1", "index 'hnsw:degree=1': degree must be at least 2, got 1"),
         ("hnsw@lifted", "unknown transform 'lifted'. Did you mean 'lift'? Known: lift, none, normalize."),

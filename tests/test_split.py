@@ -57,9 +57,10 @@ def test_a_random_split_learns_from_neighbours_but_never_from_test_queries(dump)
     honest, random = divide(load(dump)), divide(load(dump), "random", seed=3)
 
     assert random.indexed == honest.indexed
-    assert len(random.learn.vectors) > len(honest.learn.vectors)
-    assert not set(random.learn.positions) & set(random.test.positions)
-    assert random.learn.positions.max() > random.test.positions.min()
+    assert len(random.leaked.vectors) > 0
+    assert len(honest.leaked.vectors) == 0
+    assert not set(random.leaked.positions) & set(random.test.positions)
+    assert random.leaked.positions.max() > random.test.positions.min()
 
 
 def test_max_queries_keeps_whole_tokens_evenly_spaced(dump) -> None:

@@ -164,4 +164,17 @@ def test_rows_of_a_library_that_copies_are_released():
     assert index.nbytes.host == index.inner.nbytes.host
     kept = create("flat@lift")
     kept.build(spread_keys(500, 16))
-    assert kept.nbytes.host == 500 * 17 * 4
+    assert kept.nbytes.host == 500 * 17 * 4 + 500 * 4, "lifted rows, and flat's list of ids"
+
+
+def test_lift_keeps_the_order_of_float16_keys():
+    rng = np.random.default_rng(5)
+    keys = (rng.lognormal(0, 0.3, (4000, 64)) * rng.normal(1, 1, (4000, 64))).astype(np.float16)
+    queries = rng.normal(size=(20, 64)).astype(np.float32)
+    lift = Lift()
+    lift.fit(keys)
+
+    lifted = lift.queries(queries).astype(np.float64) @ lift.keys(keys).astype(np.float64).T
+
+    raw = queries.astype(np.float64) @ keys.astype(np.float64).T
+    np.testing.assert_allclose(lifted * lift.c, raw, rtol=1e-5, atol=1e-4)
