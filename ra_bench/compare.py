@@ -244,7 +244,8 @@ def _rows(plan: Plan, unit: Unit, head_facts: Row, ended: Outcome) -> Iterable[R
     """A row for each setting measured; one more that tells why, where the unit did not end well."""
     same = head_facts | {"unit": unit.address, "index": str(unit.spec), "transform": unit.spec.transform}
     same |= {"threads": plan.settings.threads, "seed": plan.settings.seed}
-    for row in ended.rows:
+    latest = {(row["k"], row["effort_rank"]): row for row in ended.rows}
+    for row in latest.values():
         yield same | row | (ended.result or {}) | {"status": "ok"}
     if ended.status != "ok":
         yield same | {"status": ended.status, "reason": ended.reason}

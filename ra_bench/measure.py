@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ra_bench.index import Found, Index, Partial
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
 from ra_bench.results import Row
-from ra_bench.timing import Passes, queries_per_second, timed_passes
+from ra_bench.timing import SettingRun
 from ra_bench.truth import scores_of
 
 INSERT_BLOCK_TOKENS = 64
@@ -47,7 +47,10 @@ class Job:
 
 
 def measure(job: Job, land: Callable[[Row], None]) -> Row:
-    """Hands each setting's row to `land` as it is measured; returns what holds for all rows of the unit."""
+    """Hands each setting's row to `land`, after its first pass and again after its last.
+
+    Returns what holds for all rows of the unit.
+    """
     bundle = Bundle(Path(job.bundle))
     spec = parse(job.spec)
     index = create(spec, job.threads, job.seed)
@@ -76,47 +79,63 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
     for k in job.ks:
         efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
-        for rank, effort in enumerate(efforts):
-            row = measure_setting(index, bundle, exact_keys, k, effort, job)
-            land(unit_row | row | {"k": k, "effort": json.dumps(effort), "effort_rank": rank})
-            if row["recall"] >= ENOUGH_RECALL or row["search_p50_us"] > too_slow_us:
-                break
+        for rank, row in _sweep(index, bundle, exact_keys, k, efforts, too_slow_us, job):
+            land(unit_row | row | {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank})
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
-def measure_setting(
-    index: Index, bundle: Bundle, exact_keys: np.ndarray, k: int, effort: dict[str, Any], job: Job
-) -> Row:
-    """Quality and cost of one search setting, from the same timed calls; `exact_keys` are float32.
-
-    Latency is that of one thread; only the throughput call has all of the job's.
-    """
-    repeats, threads = job.repeats, job.threads
+def _sweep(
+    index: Index,
+    bundle: Bundle,
+    exact_keys: np.ndarray,
+    k: int,
+    efforts: Sequence[dict[str, Any]],
+    too_slow_us: float,
+    job: Job,
+) -> Iterator[tuple[int, Row]]:
+    """The row of each setting, by rank: after the first pass of each, and again when all passes are done."""
     queries = np.array(bundle.test_queries)
     queries.flags.writeable = False  # they are scored after the index had them
     blocks = np.split(queries, len(queries) // index.group)
-    index.use_threads(1)
-    searches = timed_passes(lambda block: index.search(block, k, **effort), blocks, repeats)
-    attends = timed_passes(lambda block: index.attend(block, k, **effort), blocks, repeats)
-    index.use_threads(threads)
-    median_us = float(np.median(searches.samples_us))
-    rate = queries_per_second(lambda batch: index.search(batch, k, **effort), queries, repeats, median_us)
-    ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in searches.results]
-    if ids[0].shape != (len(queries), k) or ids[0].dtype != np.int32:
-        raise RunError(f"search must give ids ({len(queries)}, {k}) int32, got {ids[0].shape} {ids[0].dtype}")
+    runs: list[SettingRun] = []
+    qualities: list[Row] = []
+    for rank, effort in enumerate(efforts):
+        run = SettingRun(index, k, effort, job.threads)
+        run.add_pass(queries, blocks)
+        ids = _checked_ids(run.found[0], len(queries), k)
+        quality = _search_quality(bundle, exact_keys, queries, ids, k) | _attend_quality(bundle, run.parts)
+        runs.append(run)
+        qualities.append(quality | _work(run.found[0], run.parts))
+        yield rank, qualities[rank] | _costs(run)
+        if quality["recall"] >= ENOUGH_RECALL or np.median(run.search_us) > too_slow_us:
+            break
+    for _ in range(job.repeats - 1):
+        for run in runs:
+            if run.wants_more:
+                run.add_pass(queries, blocks)
+    for rank, run in enumerate(runs):
+        yield rank, qualities[rank] | _costs(run)
+
+
+def _costs(run: SettingRun) -> Row:
+    ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in run.found]
     return {
         "repeats": len(ids),
         "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]) if len(ids) > 1 else None,
-        "queries_per_s": rate,
-        **_search_quality(bundle, exact_keys, queries, ids[0], k),
-        **_attend_quality(bundle, attends.results[0]),
-        **_work(searches.results[0], attends.results[0]),
-        **_latency("search", searches),
-        **_latency("attend", attends),
+        "queries_per_s": float(np.median(run.queries_per_s)),
+        **_latency("search", run.search_us),
+        **_latency("attend", run.attend_us),
     }
+
+
+def _checked_ids(found: Sequence[Found], rows: int, k: int) -> np.ndarray:
+    ids = np.concatenate([block.ids for block in found])
+    if ids.shape != (rows, k) or ids.dtype != np.int32:
+        raise RunError(f"search must give ids ({rows}, {k}) int32, got {ids.shape} {ids.dtype}")
+    return ids
 
 
 def _search_quality(
@@ -166,14 +185,13 @@ def _mean(counts: Sequence[np.ndarray | None]) -> float | None:
     return float(np.concatenate(known).mean()) if len(known) == len(counts) else None
 
 
-def _latency(name: str, passes: Passes) -> Row:
-    p50, p95, p99 = np.percentile(passes.samples_us, [50, 95, 99]).tolist()
-    samples = passes.samples_us.ravel().tolist()
+def _latency(name: str, samples_us: Sequence[Sequence[float]]) -> Row:
+    p50, p95, p99 = np.percentile(samples_us, [50, 95, 99]).tolist()
     return {
         f"{name}_p50_us": p50,
         f"{name}_p95_us": p95,
         f"{name}_p99_us": p99,
-        f"{name}_us_samples": samples,
+        f"{name}_us_samples": [sample for one_pass in samples_us for sample in one_pass],
     }
 
 
