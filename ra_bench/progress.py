@@ -63,13 +63,13 @@ class DumpProgress:
         self.tasks: dict[tuple[str, str], TaskID] = {}
 
     def __enter__(self) -> Self:
-        self.bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        if self.tasks:  # bars that never began would leave an empty line
+            self.bars.stop()
 
     def update(self, now: Stage) -> None:
         """Takes in where the dump stands."""
@@ -81,6 +81,7 @@ class DumpProgress:
             place = (now.document, now.stage)
             unit = {"prefill": "layers", "decode": "tokens"}[now.stage]
             if place not in self.tasks:
+                self.bars.start()
                 self.tasks[place] = self.bars.add_task(
                     f"{now.stage} {now.document} ({unit})", total=now.total
                 )
