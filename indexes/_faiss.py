@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 # faiss's float16 scan handles 8 (AVX2) or 16 (AVX-512) dimensions at a time, and falls back to one at a time,
 # four times slower, where d is no multiple of that: a lifted key of 65 dimensions is stored as 80.
 ROW_MULTIPLE = 16
+
+Count = TypeVar("Count", int, np.ndarray)
 
 
 def library() -> Any:
@@ -26,9 +28,9 @@ def use_threads(threads: int) -> None:
         faiss.omp_set_num_threads(threads)
 
 
-def round_up(d: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is not less than `d`."""
-    return -(-d // multiple) * multiple
+def round_up(count: Count, multiple: int) -> Count:
+    """The least multiple of `multiple` that is not less than `count`, for a number or each of an array."""
+    return -(-count // multiple) * multiple
 
 
 def padded(rows: np.ndarray, width: int) -> np.ndarray:

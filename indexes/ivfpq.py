@@ -131,7 +131,7 @@ class IvfPq(Index):
     @property
     def nbytes(self) -> Bytes:
         """Codes in whole blocks, ids, centroids and codebooks."""
-        blocks = round_up_all(self._sizes, BLOCK).sum() * self._index.code_size
+        blocks = round_up(self._sizes, BLOCK).sum() * self._index.code_size
         codebooks = CODEWORDS * self._index.d * 4
         return Bytes(int(blocks) + self._index.ntotal * ID_BYTES + self._centroid_bytes + codebooks)
 
@@ -146,8 +146,3 @@ class IvfPq(Index):
         self._index = read(folder / "codes.faiss", len(self.keys))
         self._quantizer = faiss.downcast_index(self._index.quantizer)
         self._ready()
-
-
-def round_up_all(counts: np.ndarray, multiple: int) -> np.ndarray:
-    """Each of `counts` rounded up to a multiple."""
-    return -(-counts // multiple) * multiple

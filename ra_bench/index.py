@@ -168,15 +168,14 @@ class Index(ABC):
         """Appends an inserted block to `self.keys` and `self.values`, in amortised constant time a row."""
         if (values is None) != (self.values is None):
             raise ValueError("an index built with values must be given values, and one built without none")
-        self.keys = self._append("keys", self.keys, keys)
+        if values is not None and values.shape != keys.shape:
+            raise ValueError(f"values to insert must have the shape of keys {keys.shape}, got {values.shape}")
+        block = _checked_block("keys", keys, self.keys)  # both are checked before either is kept
         if self.values is not None and values is not None:
-            self.values = self._append("values", self.values, values)
+            self.values = self._append("values", self.values, _checked_block("values", values, self.values))
+        self.keys = self._append("keys", self.keys, block)
 
     def _append(self, name: str, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
-        if block.ndim != 2 or block.shape[1] != rows.shape[1]:
-            raise ValueError(f"{name} to insert must be (any, {rows.shape[1]}), got {block.shape}")
-        if not np.isfinite(block).all():
-            raise ValueError(f"{name} to insert must be finite, got NaN or infinity")
         end = len(rows) + len(block)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < end:
@@ -350,6 +349,17 @@ def _checked_rows(name: str, rows: np.ndarray) -> np.ndarray:
     if not all_finite(rows):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return rows
+
+
+def _checked_block(name: str, block: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`block` in the type of `rows`, which it is to follow."""
+    if block.ndim != 2 or block.shape[1] != rows.shape[1]:
+        raise ValueError(f"{name} to insert must be (any, {rows.shape[1]}), got {block.shape}")
+    with np.errstate(over="ignore"):  # a number that float16 cannot hold becomes infinite, and is refused
+        block = block.astype(rows.dtype, copy=False)
+    if not all_finite(block):
+        raise ValueError(f"{name} to insert must be finite, got NaN or infinity")
+    return block
 
 
 def all_finite(rows: np.ndarray) -> bool:

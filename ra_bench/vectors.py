@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from ra_bench.errors import UsageError
 from ra_bench.head import Head, Rope
+from ra_bench.index import all_finite
 
 SCHEMA_VERSION = 1
 MANIFEST = "dump.json"
@@ -284,13 +285,6 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """The size in bytes and the SHA-256 of a file, as the manifest keeps them."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def all_finite(vectors: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite."""
-    if vectors.dtype == np.float16:  # NumPy converts float16 element by element; its bits tell faster
-        return not ((vectors.view(np.uint16) & 0x7C00) == 0x7C00).any()
-    return bool(np.isfinite(vectors).all())
 
 
 def _place(file: str) -> tuple[HeadName, Kind]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_bench.errors import RunError
+from ra_bench.index import all_finite
 from ra_bench.vectors import (
     ARROW_TYPES,
     COLUMN_TYPES,
@@ -29,7 +30,6 @@ from ra_bench.vectors import (
     HeadMetadata,
     HeadName,
     Kind,
-    all_finite,
     file_name,
     fingerprint,
 )

@@ -85,7 +85,6 @@ class Ra(Index):
     ) -> None:
         """Builds the graph, or one a query head, from learn queries or else from a sample of the keys."""
         super().build(keys, values, queries, about)
-        _check_finite("keys", self.keys)
         learn, neighbors = self._learn_set(queries, about)
         radius = 0.0
         if self.prune == "lifted":
@@ -134,10 +133,6 @@ class Ra(Index):
         """Links each new key to what kept queries and a search for it find, and links back."""
         if not len(keys):
             return
-        with np.errstate(over="ignore"):  # a number that float16 cannot hold becomes infinite, and is refused
-            _check_finite("keys to insert", keys.astype(self.keys.dtype))
-        if values is not None and values.shape != keys.shape:
-            raise ValueError(f"values to insert must have the shape of keys {keys.shape}, got {values.shape}")
         self.keep_inserted(keys, values)
         for graph in self._graphs:
             graph.insert(self.keys, threads=self.threads)
