@@ -32,6 +32,7 @@ import numpy as np
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work
+from ra_bench.indexes._learn import learn_set
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
@@ -85,7 +86,7 @@ class Ra(Index):
     ) -> None:
         """Builds the graph, or one a query head, from learn queries or else from a sample of the keys."""
         super().build(keys, values, queries, about)
-        learn, neighbors = self._learn_set(queries, about)
+        learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
         radius = 0.0
         if self.prune == "lifted":
             rows = self.keys.astype(np.float32)
@@ -177,23 +178,6 @@ class Ra(Index):
             graphs.append(graph)
         self._graphs = graphs
 
-    def _learn_set(self, queries: np.ndarray | None, about: Head | None) -> tuple[np.ndarray, np.ndarray]:
-        """Learn queries (m, d) float32 and their exact neighbours (m, N) int32."""
-        width = min(self.learn_neighbors, len(self.keys))
-        given = None
-        if queries is not None and len(queries):
-            learn = np.ascontiguousarray(queries, np.float32)
-            _check_finite("queries", learn)
-            given = about.query_neighbors if about is not None else None
-        else:
-            step = max(1, len(self.keys) // max(1, self.learn_queries))
-            learn = self.keys[::step].astype(np.float32)
-        if given is not None and given.shape[0] == len(learn) and given.shape[1] >= width:
-            return learn, np.ascontiguousarray(given[:, :width], np.int32)
-        from ra_bench.truth import exact_topk
-
-        return learn, exact_topk(learn, self.keys, width)[0]
-
     def _build_graph(self, learn: np.ndarray, neighbors: np.ndarray, radius: float) -> Any:
         from ra_bench.indexes.ra import _ra
 
@@ -219,7 +203,3 @@ class Ra(Index):
         """Bytes that choosing the start of one search reads."""
         return self._graphs[0].start_bytes
 
-
-def _check_finite(name: str, rows: np.ndarray) -> None:
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")

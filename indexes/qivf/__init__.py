@@ -1,0 +1,149 @@
+"""Inverted lists routed by a model of what prefill queries find; a token's queries scan 4-bit codes together.
+
+A method of this project: nobody's paper. Its parts are known: inverted lists (Jégou et al. 2011), a linear
+router learned from queries (Vecchiato et al., "A learning-to-rank formulation of clustering-based approximate
+nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated residuals (as in
+RaBitQ, Gao and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits, arXiv 2409.09913), exact re-ranking. What is put together here for attention:
+- A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first for
+  their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
+- The G queries of a token read each list's codes once, from the cache, and are scored in registers together.
+- A key's code is 4 bits a dimension with a step of its own; 2k candidates are scored exactly.
+- Inserted keys go to the list of the nearest centroid; the router stays as it is.
+- Without learn queries, a sample of the keys stands in for them.
+
+Cost: build O(m n) for the exact neighbours of m learn queries, where the harness has not computed them, and
+O(n nlist d); search O(nlist d + share of n scanned / G + k d) a query; insert O(nlist d + d²) a key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ra_bench.head import Head
+from ra_bench.index import Bytes, Found, Index, Work
+from ra_bench.indexes._faiss import library, use_threads
+from ra_bench.indexes._learn import learn_set
+from ra_bench.indexes.qivf.router import fit_router
+
+DEFAULT_K = 100
+KMEANS_ROUNDS = 10
+KMEANS_POINTS = 64  # a list that take part in the clustering
+PARTS = ("codes", "steps", "ids", "counts")  # of the lists, one .npy file each
+ROUTER_PARTS = ("centroids", "weights", "bias", "rotation")
+SHARES = (0.4, 0.6, 0.75, 0.85, 0.9, 0.94, 0.97, 0.985, 0.993, 0.997, 0.999)
+
+
+@dataclass
+class QIvf(Index):
+    """Query-routed inverted lists.
+
+    `nlist` lists (0: 3 sqrt(n)); the router takes `steps` steps over `learn_queries` with their
+    `learn_neighbors` nearest keys each.
+    """
+
+    kind: ClassVar[str] = "search"
+    paper: ClassVar[str] = "ra-bench"
+    query_aware: ClassVar[bool] = True
+    can_insert: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("faiss", "ra_bench.indexes.qivf._qivf")
+
+    nlist: int = 0
+    learn_queries: int = 16384
+    learn_neighbors: int = 100
+    steps: int = 200
+
+    def build(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray | None = None,
+        queries: np.ndarray | None = None,
+        about: Head | None = None,
+    ) -> None:
+        """Clusters the keys, fits the router to the learn queries, and encodes the keys list by list."""
+        from ra_bench.indexes.qivf import _qivf
+
+        super().build(keys, values, queries, about)
+        n, d = self.keys.shape
+        rows = self.keys.astype(np.float32)
+        nlist = max(1, min(n, self.nlist or int(3 * math.sqrt(n))))
+        assigned, centroids = self._cluster(rows, nlist)
+        rotation, _ = np.linalg.qr(np.random.default_rng(self.seed).standard_normal((d, d)))
+        learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
+        router = fit_router(learn, neighbors, assigned, centroids, self.steps, self.seed, self.threads)
+        self._router = {
+            "centroids": centroids,
+            "weights": router.weights,
+            "bias": router.bias[None, :],
+            "rotation": np.ascontiguousarray(rotation, np.float32),
+        }
+        self._lists = _qivf.build(self.keys, assigned[:, None], **self._router, threads=self.threads)
+
+    def _cluster(self, rows: np.ndarray, nlist: int) -> tuple[np.ndarray, np.ndarray]:
+        """The list of each row (n,) int32, and the lists' mean rows (nlist, d) float32."""
+        faiss = library()
+        use_threads(self.threads)
+        settings = {"niter": KMEANS_ROUNDS, "min_points_per_centroid": 1, "max_points_per_centroid": KMEANS_POINTS}
+        kmeans = faiss.Kmeans(rows.shape[1], nlist, seed=self.seed + 1, **settings)
+        kmeans.train(rows)
+        assigned = kmeans.index.search(rows, 1)[1][:, 0].astype(np.int32)
+        return assigned, np.ascontiguousarray(kmeans.centroids, np.float32)
+
+    def search(
+        self, queries: np.ndarray, k: int | None, *, share: float = 0.95, rerank: float = 2.0
+    ) -> Found:
+        """Scans lists until they hold `share` of the neighbours by the router's word; of what the codes say,
+        the best `rerank` * k keys are scored exactly. A `share` of 1 scans everything."""
+        from ra_bench.indexes.qivf import _qivf
+
+        k = DEFAULT_K if k is None else k
+        if k < 0 or share < 0 or rerank < 0:
+            raise ValueError(f"k, share and rerank must not be negative, got {k}, {share} and {rerank}")
+        ids, touched, exact, read = _qivf.search(
+            self._lists,
+            self.keys,
+            np.asarray(queries, np.float32),
+            group=self.group,
+            k=k,
+            share=share,
+            candidates=math.ceil(rerank * k),
+            threads=self.threads,
+        )
+        return Found(ids, Work(keys_read=touched, exact=exact, bytes_read=read))
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """Shares from little to nearly all, and all with many candidates."""
+        return [{"share": share} for share in SHARES] + [{"share": 1.0, "rerank": 8.0}]
+
+    def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Encodes each new key into the list of its nearest centroid."""
+        if not len(keys):
+            return
+        self.keep_inserted(keys, values)
+        self._lists.insert(self.keys)
+
+    @property
+    def nbytes(self) -> Bytes:
+        """Codes, steps, ids, centroids and router."""
+        return Bytes(self._lists.nbytes)
+
+    def save_state(self, folder: Path) -> None:
+        """One .npy file a part; inserted keys join the lists' other keys."""
+        for name, array in zip(PARTS, self._lists.flattened(), strict=True):
+            np.save(folder / f"{name}.npy", array)
+        for name, array in self._router.items():
+            np.save(folder / f"{name}.npy", array)
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        """Checks every id before a search may meet it; `mmap` leaves the lists in their files."""
+        from ra_bench.indexes.qivf import _qivf
+
+        parts = [np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None) for name in PARTS]
+        self._router = {name: np.load(folder / f"{name}.npy") for name in ROUTER_PARTS}
+        if self._router["rotation"].shape[0] != self.keys.shape[1]:
+            raise ValueError(f"rotation must be of {self.keys.shape[1]} dimensions")
+        self._lists = _qivf.restore(*parts, **self._router, n=len(self.keys))
