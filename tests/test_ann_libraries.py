@@ -96,6 +96,52 @@ class TestScann:
             create(f"scann:{setting}")
 
 
+class TestUsearch:
+    def test_the_rows_of_a_call_share_its_counts(self):
+        index = built("usearch", KEYS.astype(np.float16))
+        work = index.search(QUERIES, K, ef=60).work
+        matches = index._graph.search(QUERIES, K, threads=1)
+        assert work.exact.sum() == matches.computed_distances
+        assert work.exact.max() - work.exact.min() <= 1
+        assert (work.bytes_read - work.exact * 2 * D > 0).all(), "links are read too"
+
+    def test_half_rows_take_half_the_memory(self):
+        half, single = (built("usearch", KEYS.astype(kind)).nbytes.host for kind in (np.float16, np.float32))
+        assert single - half == 2 * KEYS.size
+
+    def test_fewer_found_than_asked_for_is_minus_one_for_one_query_and_for_many(self):
+        index = built("usearch", KEYS[:7])
+        for queries in (QUERIES[:1], QUERIES):
+            ids = index.search(queries, 9).ids
+            assert (np.sort(ids[:, :7]) == np.arange(7)).all()
+            assert (ids[:, 7:] == -1).all()
+
+
+class TestVamana:
+    def test_unset_memory_is_no_find(self):
+        pytest.importorskip("diskannpy")
+        index = built("vamana", KEYS[:20])
+        ids = np.tile(np.argsort(-(QUERIES @ KEYS[:20].T), axis=1), 1)
+        distances = -np.take_along_axis(QUERIES @ KEYS[:20].T, ids, axis=1)
+        ids[3, 15:], distances[3, 15:] = [4711, -1, 2, 2, 2], 0.0
+        ids[5, 18:], distances[5, 18:] = ids[5, 0], distances[5, 0]
+
+        cut = index._without_fill(QUERIES, ids, distances)
+
+        assert (cut[3, 15:] == -1).all()
+        assert (cut[5, 18:] == -1).all()
+        cut[3, 15:], cut[5, 18:] = ids[3, 15:], ids[5, 18:]
+        np.testing.assert_array_equal(cut, ids)
+
+    def test_inserts_beyond_the_room_build_anew(self):
+        pytest.importorskip("diskannpy")
+        index = built("vamana@lift", KEYS[:900])
+        index.insert(KEYS[900:1000], VALUES[900:1000])
+        index.insert(KEYS[1000:1010], VALUES[1000:1010])
+        truth = true_top(KEYS[:1010], QUERIES, K)
+        assert overlap(truth, index.search(QUERIES, K, ef=300).ids) > 0.97
+
+
 class TestLorann:
     def test_it_learns_from_queries(self):
         keys = rows(6000)
