@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ra_bench.indexes._lists import probe_and_rerank_sweep
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work, pad_ids
@@ -76,14 +77,8 @@ class LoRANN(Index):
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """From 3 to 100 % of the clusters, with few and with many keys scored exactly."""
-        nlist = self._default_nlist(n)
-        shares = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0)
         few, many = ((2, 3, 4), (4, 6, 12)) if k < 500 else ((2, 2, 3), (3, 4, 6))
-        efforts = []
-        for i, share in enumerate(shares):
-            nprobe = max(1, round(share * nlist))
-            efforts += [{"nprobe": nprobe, "rerank": step[i // 3]} for step in (few, many)]
-        return efforts
+        return probe_and_rerank_sweep(self._default_nlist(n), few, many)
 
     @property
     def nbytes(self) -> Bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ra_bench.indexes._lists import probe_and_rerank_sweep
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work, pad_ids
@@ -98,14 +99,8 @@ class ScaNN(Index):
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """From 3 to 100 % of the leaves, with few and with many keys scored exactly."""
-        nlist = self._default_nlist(n)
-        shares = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0)
-        few, many = (3, 6, 12) if k < 500 else (2, 3, 5), (6, 12, 24) if k < 500 else (3, 5, 8)
-        efforts = []
-        for i, share in enumerate(shares):
-            nprobe = max(1, round(share * nlist))
-            efforts += [{"nprobe": nprobe, "rerank": step[i // 3]} for step in (few, many)]
-        return efforts
+        few, many = ((3, 6, 12), (6, 12, 24)) if k < 500 else ((2, 3, 5), (3, 5, 8))
+        return probe_and_rerank_sweep(self._default_nlist(n), few, many)
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """The library's own insert: into the nearest leaves; tree and codebooks stay as they are."""
