@@ -29,6 +29,7 @@ from ra_bench.indexes._faiss import (
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work, pad_ids
+from ra_bench.rerank import best_exact
 
 CODEWORDS = 16  # of a 4-bit code: the registers that fast scan looks up
 BLOCK = 32  # keys whose codes fast scan interleaves; a list is filled up to a multiple
@@ -95,21 +96,8 @@ class IvfPq(Index):
         _, ids = index.search_preassigned(queries, candidates, lists, scores)
         ids = ids.astype(np.int32)
         real = (ids >= 0).sum(axis=1)  # the -1 are last
-        found = self._best_exact(queries[:, : self.keys.shape[1]], ids, real, min(k, candidates))
+        found = best_exact(queries[:, : self.keys.shape[1]], ids, self.keys, min(k, candidates))
         return Found(pad_ids(found, k), self._work(self._sizes[lists].sum(axis=1), real))
-
-    def _best_exact(self, queries: np.ndarray, ids: np.ndarray, real: np.ndarray, top: int) -> np.ndarray:
-        """The `top` of each row's candidates by their true inner products, best first."""
-        from ra_bench.indexes._native._native import dot_rows  # compiled
-
-        scores = np.full(ids.shape, np.inf, np.float32)  # negative inner products: numpy sorts upwards
-        for row, (query, count) in enumerate(zip(np.ascontiguousarray(queries), real.tolist(), strict=True)):
-            np.negative(dot_rows(query, self.keys, ids[row, :count]), out=scores[row, :count])
-        rows = np.arange(len(ids))[:, None]
-        if top < ids.shape[1]:
-            chosen = np.argpartition(scores, top - 1, axis=1)[:, :top]
-            ids, scores = ids[rows, chosen], scores[rows, chosen]
-        return ids[rows, np.argsort(scores, axis=1)]
 
     def _work(self, touched: np.ndarray, exact: np.ndarray) -> Work:
         code_bytes = touched * (self._index.code_size + ID_BYTES)

@@ -33,7 +33,7 @@ MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherw
 # The modules of the harness that decide what a row says.
 MEASURING = (
     *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
-    *("truth", "vectors"),
+    *("truth", "vectors", "scoring", "encoding", "rerank"),
 )
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0

@@ -36,7 +36,10 @@ class ScoringIndex(Index):
 
     @abstractmethod
     def approximate_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        """Scores (m, n) of all keys for `queries` (m, d); only their order counts."""
+        """Scores (m, n) of all keys for `queries` (m, d); only their order counts.
+
+        Whole blocks of G rows come in. A method that chooses for a group gives one row (m / G, n) a block.
+        """
 
     @property
     @abstractmethod
@@ -63,20 +66,28 @@ class ScoringIndex(Index):
     # A method without effort settings: the contract's **effort is empty.
     def search(self, queries: np.ndarray, k: int | None) -> Found:  # type: ignore[override]
         """The `k` (by default 100) keys of the largest approximate scores."""
+        k = DEFAULT_K if k is None else k
+        _, ids = self.top_scores(queries, k)
+        read = np.full(len(queries), len(self.keys), np.int64)
+        work = Work(read, np.zeros_like(read), (read * self.key_bytes).astype(np.int64))
+        return Found(pad_ids(ids, k), work)
+
+    def top_scores(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` (at most n) largest approximate scores (m, k), best first, and the ids of their keys."""
         import torch
 
         n = len(self.keys)
-        k = DEFAULT_K if k is None else k
-        rows = max(1, BLOCK_ELEMENTS // n)
-        blocks = [
-            torch.topk(self.approximate_scores(self._tensor(queries[start : start + rows])), min(k, n), dim=1)
-            for start in range(0, len(queries), rows)
-        ]
-        ids = [block.indices.cpu().numpy().astype(np.int32) for block in blocks]
-        found = np.concatenate(ids) if ids else np.empty((0, 0), np.int32)
-        read = np.full(len(queries), n, np.int64)
-        work = Work(read, np.zeros_like(read), (read * self.key_bytes).astype(np.int64))
-        return Found(pad_ids(found, k), work)
+        tokens = max(1, BLOCK_ELEMENTS // (n * self.group))  # whole tokens: a group's queries stay together
+        scores, ids = [], []
+        for start in range(0, len(queries), tokens * self.group):
+            block = self._tensor(queries[start : start + tokens * self.group])
+            top = torch.topk(self.approximate_scores(block), min(k, n), dim=1)
+            repeats = len(block) // max(len(top.indices), 1)
+            scores.append(top.values.cpu().numpy().repeat(repeats, axis=0))
+            ids.append(top.indices.cpu().numpy().astype(np.int32).repeat(repeats, axis=0))
+        if not ids:
+            return np.empty((0, 0), np.float32), np.empty((0, 0), np.int32)
+        return np.concatenate(scores), np.concatenate(ids)
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """Nothing to choose at search time."""
