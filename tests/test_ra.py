@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ra_bench.indexes._native._native import dot_rows
 from ra_bench.indexes.ra import _ra
 
 from ra_bench.errors import UsageError
@@ -144,26 +145,55 @@ def test_two_far_islands_are_joined():
     assert all(len(np.unique(row)) == 400 for row in ids)
 
 
-def slow_search(graph, keys, query, k, ef):
-    """Best-first search with Python lists, four keys at a time: keys read, the best k, how many expanded."""
-    links, centroids, seeds = graph.links, graph.centroids, graph.seeds
-    starts = [graph.entry, *seeds[np.argmax(centroids @ query)]]
-    scores = keys.astype(np.float64) @ query
-    read = {int(i) for i in starts if i >= 0}
-    pool, done = sorted(read, key=lambda i: -scores[i])[: max(k, ef)], set()
-    while waiting := [i for i in pool[:ef] if i not in done]:
-        done.update(waiting[:4])
-        fresh = {int(j) for j in links[waiting[:4]].ravel() if j >= 0} - read
-        read |= fresh
-        pool = sorted([*pool, *fresh], key=lambda i: -scores[i])[: max(k, ef)]
-    return read, pool[:k], len(done)
+def slow_walk(graph, keys, query, k, ef):
+    """The walk with Python lists: keys read, the best k in order, how many were expanded.
+
+    Buckets of equal width hold the scores, four keys are expanded at a time, the last one that came into a
+    bucket first; a key is kept, or expanded, if fewer than max(ef, k), or ef, lie in buckets above its own.
+    """
+    starts = [graph.entry, *graph.seeds[np.argmax(graph.centroids @ query)]]
+    read = list(dict.fromkeys(int(i) for i in starts if i >= 0))
+    score = dict(enumerate(dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))))
+    first = np.array([score[i] for i in read], np.float32)
+    spread = max(np.float32(first.max() - first.min()), np.float32(1e-6 + 1e-6 * abs(first.max())))
+    low, per_unit = first.min() - 2 * spread, np.float32(1024) / (5 * spread)
+    held, waiting, expanded = [], [], 0
+
+    def bucket(i):
+        return int(np.clip((score[i] - low) * per_unit, 0, 1023))
+
+    def above(i):
+        return sum(bucket(j) > bucket(i) for j in held)
+
+    def push(ids):
+        for i in ids:
+            if above(i) < max(ef, k):
+                held.append(i)
+                waiting.append(i)
+
+    push(read)
+    while True:
+        together = []
+        while waiting and len(together) < 4:
+            best = max(waiting, key=lambda i: (bucket(i), waiting.index(i)))
+            if above(best) >= ef:
+                break
+            waiting.remove(best)
+            together.append(best)
+        if not together:
+            return set(read), sorted(held, key=lambda i: (-score[i], i))[:k], expanded
+        expanded += len(together)
+        fresh = dict.fromkeys(int(j) for j in graph.links[together].ravel() if j >= 0)
+        fresh = [j for j in fresh if j not in set(read)]
+        read += fresh
+        push(fresh)
 
 
 @pytest.mark.parametrize(("k", "ef"), [(10, 10), (10, 40), (40, 10)])
 def test_counters_are_exact(index, k, ef):
     found = index.search(TEST[:20], k, ef=ef)
     for i, query in enumerate(TEST[:20]):
-        read, best, expanded = slow_search(index._graphs[0], KEYS, query, k, ef)
+        read, best, expanded = slow_walk(index._graphs[0], KEYS, query, k, ef)
         assert found.work.keys_read[i] == found.work.exact[i] == len(read)
         np.testing.assert_array_equal(found.ids[i], best)
         rows = len(read) * 2 * KEYS.shape[1] + expanded * 4 * index.degree

@@ -2,8 +2,9 @@
 
 A method of this project: nobody's paper. Its parts are known: inverted lists (Jégou et al. 2011), a linear
 router learned from queries (Vecchiato et al., "A learning-to-rank formulation of clustering-based approximate
-nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated residuals (as in
-RaBitQ, Gao and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits, arXiv 2409.09913), exact re-ranking. What is put together here for attention:
+nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated residuals (RaBitQ, Gao
+and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits, arXiv 2409.09913), exact re-ranking.
+What is put together here for attention:
 - A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first for
   their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
 - The G queries of a token read each list's codes once, from the cache, and are scored in registers together.
@@ -23,19 +24,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-
-from ra_bench.head import Head
-from ra_bench.index import Bytes, Found, Index, Work
 from ra_bench.indexes._faiss import library, use_threads
 from ra_bench.indexes._learn import learn_set
 from ra_bench.indexes.qivf.router import fit_router
+
+from ra_bench.head import Head
+from ra_bench.index import Bytes, Found, Index, Work
 
 DEFAULT_K = 100
 KMEANS_ROUNDS = 10
 KMEANS_POINTS = 64  # a list that take part in the clustering
 PARTS = ("codes", "steps", "ids", "counts")  # of the lists, one .npy file each
 ROUTER_PARTS = ("centroids", "weights", "bias", "rotation")
-SHARES = (0.4, 0.6, 0.75, 0.85, 0.9, 0.94, 0.97, 0.985, 0.993, 0.997, 0.999)
+# Efforts, cheap to dear: (share, rerank). What the codes leave out would cap recall at .99 and more.
+EFFORTS = (
+    (0.4, 2.0), (0.6, 2.0), (0.75, 2.0), (0.85, 2.0), (0.9, 2.0), (0.94, 2.0), (0.97, 2.0),
+    (0.985, 2.5), (0.993, 3.0), (0.997, 4.0), (0.999, 5.0), (1.0, 8.0),
+)  # fmt: skip
 
 
 @dataclass
@@ -87,7 +92,11 @@ class QIvf(Index):
         """The list of each row (n,) int32, and the lists' mean rows (nlist, d) float32."""
         faiss = library()
         use_threads(self.threads)
-        settings = {"niter": KMEANS_ROUNDS, "min_points_per_centroid": 1, "max_points_per_centroid": KMEANS_POINTS}
+        settings = {
+            "niter": KMEANS_ROUNDS,
+            "min_points_per_centroid": 1,
+            "max_points_per_centroid": KMEANS_POINTS,
+        }
         kmeans = faiss.Kmeans(rows.shape[1], nlist, seed=self.seed + 1, **settings)
         kmeans.train(rows)
         assigned = kmeans.index.search(rows, 1)[1][:, 0].astype(np.int32)
@@ -96,8 +105,10 @@ class QIvf(Index):
     def search(
         self, queries: np.ndarray, k: int | None, *, share: float = 0.95, rerank: float = 2.0
     ) -> Found:
-        """Scans lists until they hold `share` of the neighbours by the router's word; of what the codes say,
-        the best `rerank` * k keys are scored exactly. A `share` of 1 scans everything."""
+        """Scans lists until, by the router's word, they hold `share` of the neighbours (1: all lists).
+
+        Of what the codes say, the best `rerank` * k keys are scored exactly.
+        """
         from ra_bench.indexes.qivf import _qivf
 
         k = DEFAULT_K if k is None else k
@@ -116,8 +127,8 @@ class QIvf(Index):
         return Found(ids, Work(keys_read=touched, exact=exact, bytes_read=read))
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
-        """Shares from little to nearly all, and all with many candidates."""
-        return [{"share": share} for share in SHARES] + [{"share": 1.0, "rerank": 8.0}]
+        """Shares from little to nearly all, the larger with more candidates, and all."""
+        return [{"share": share, "rerank": rerank} for share, rerank in EFFORTS]
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Encodes each new key into the list of its nearest centroid."""

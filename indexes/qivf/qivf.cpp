@@ -15,8 +15,9 @@
 namespace ra_bench {
 namespace {
 
-// An index as Python holds it; immutable but for insert().
-struct Built {
+// An index as Python holds it; immutable but for insert(). Trap: nanobind tells types apart by name across
+// modules, even in anonymous namespaces, so the name must be used by no other module.
+struct RoutedLists {
   Routed routed;
   std::vector<Array> mapped;  // keeps the built lists alive where they are files
 };
@@ -98,7 +99,7 @@ void own(Lists& lists, size_t blocks) {
   lists.ids = lists.owned_ids.data();
 }
 
-Built* build(const Array& keys, const Array& assigned, const Array& centroids, const Array& weights,
+RoutedLists* build(const Array& keys, const Array& assigned, const Array& centroids, const Array& weights,
              const Array& bias, const Array& rotation, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<int32_t> list_of("assigned", assigned);
@@ -112,7 +113,7 @@ Built* build(const Array& keys, const Array& assigned, const Array& centroids, c
       refuse("assigned must hold lists from 0 to " + std::to_string(nlist - 1) + ", got " + std::to_string(l));
     members[static_cast<size_t>(l)].push_back(static_cast<int32_t>(i));
   }
-  auto built = std::make_unique<Built>();
+  auto built = std::make_unique<RoutedLists>();
   Lists& lists = built->routed.lists;
   lists.n = rows.n;
   lists.d = rows.d;
@@ -125,10 +126,10 @@ Built* build(const Array& keys, const Array& assigned, const Array& centroids, c
   return built.release();  // Python owns it
 }
 
-Built* restore(const Array& codes, const Array& steps, const Array& ids, const Array& counts, const Array& centroids,
+RoutedLists* restore(const Array& codes, const Array& steps, const Array& ids, const Array& counts, const Array& centroids,
                const Array& weights, const Array& bias, const Array& rotation, size_t n) {
   const Matrix<int32_t> sizes("counts", counts), names("ids", ids);
-  auto built = std::make_unique<Built>();
+  auto built = std::make_unique<RoutedLists>();
   Lists& lists = built->routed.lists;
   if (rotation.ndim() != 2 || sizes.columns != 1) refuse("rotation must be (d, d) and counts (nlist, 1)");
   lists.n = n;
@@ -160,7 +161,7 @@ Built* restore(const Array& codes, const Array& steps, const Array& ids, const A
   return built.release();  // Python owns it
 }
 
-void insert(Built& built, const Array& keys) {
+void insert(RoutedLists& built, const Array& keys) {
   const Rows rows = rows_of("keys", keys);
   Routed& routed = built.routed;
   Lists& lists = routed.lists;
@@ -198,7 +199,7 @@ void insert(Built& built, const Array& keys) {
   routed.measure_lists();
 }
 
-nb::tuple search(const Built& built, const Array& keys, const Array& queries, size_t group, size_t k, float share,
+nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queries, size_t group, size_t k, float share,
                  size_t candidates, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> asked("queries", queries);
@@ -235,7 +236,7 @@ nb::tuple search(const Built& built, const Array& keys, const Array& queries, si
 }
 
 // The lists as one set of arrays, inserted keys after built ones: codes, steps, ids, counts.
-nb::tuple flattened(const Built& built) {
+nb::tuple flattened(const RoutedLists& built) {
   const Lists& lists = built.routed.lists;
   Lists flat;
   flat.d = lists.d;
@@ -269,7 +270,7 @@ nb::tuple flattened(const Built& built) {
   return nb::make_tuple(codes_array, steps_array, ids_array, counts_array);
 }
 
-size_t nbytes(const Built& built) {
+size_t nbytes(const RoutedLists& built) {
   const Routed& routed = built.routed;
   const Lists& lists = routed.lists;
   size_t keys = 0, total = 4 * (routed.rotation.size() + routed.centroids.size() + routed.panels.size() +
@@ -286,7 +287,7 @@ NB_MODULE(_qivf, m) {
   using namespace ra_bench;
   using namespace nb::literals;
   m.doc() = "Inverted lists of 4-bit codes, routed by what queries were seen to find.";
-  nb::class_<Built>(m, "Lists", "Lists over n keys. Keys are not kept: pass them to each call.")
+  nb::class_<RoutedLists>(m, "Lists", "Lists over n keys. Keys are not kept: pass them to each call.")
       .def_prop_ro("nbytes", &nbytes)
       .def("flattened", &flattened,
            "codes (blocks, bytes) uint8, steps and ids (blocks, 16), counts (nlist, 1): what restore() takes.")

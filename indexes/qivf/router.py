@@ -31,8 +31,8 @@ def fit_router(
 ) -> Router:
     """Fits the router to learn `queries` (m, d), whose nearest keys are `neighbors` (m, N), -1 padded.
 
-    `assigned` (n,) is the list of each key. Starts at the centroids (nlist, d), since a list's share grows with
-    q·centroid; minimises the cross entropy between its shares and the true ones, by Adam.
+    `assigned` (n,) is the list of each key. Starts at the centroids (nlist, d), since a list's share grows
+    with q·centroid; minimises the cross entropy between its shares and the true ones, by Adam.
     """
     import torch
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ra_bench.indexes._learn import learn_set
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work
-from ra_bench.indexes._learn import learn_set
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
@@ -59,7 +59,7 @@ class Ra(Index):
     degree: int = 24  # RoarGraph's M
     query_degree: int = 16
     prune: Literal["lifted", "raw"] = "lifted"
-    learn_queries: int = 16384
+    learn_queries: int = 32768
     learn_neighbors: int = 100  # RoarGraph's N_q
     pivots: int = 20
     candidates: int = 128
@@ -202,4 +202,3 @@ class Ra(Index):
     def _start_bytes(self) -> int:
         """Bytes that choosing the start of one search reads."""
         return self._graphs[0].start_bytes
-

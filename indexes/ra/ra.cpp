@@ -15,6 +15,7 @@
 #include "pool.hpp"
 #include "prune.hpp"
 #include "search.hpp"
+#include "walk.hpp"
 
 namespace ra_bench {
 namespace {
@@ -142,23 +143,15 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
-    const Geometry geometry{rows, nullptr};
-    const size_t capacity = std::min(std::max<size_t>({ef, k, 1}), rows.n);
+    const Effort effort{k, std::max<size_t>(ef, 1)};
     parallel_for(threads, static_cast<int64_t>(asked.m), 1, [&](int64_t begin, int64_t end, int) {
-      thread_local Beam beam;  // kept from call to call
-      thread_local std::vector<int32_t> starts;
+      thread_local Walk walk;  // kept from call to call
       for (int64_t i = begin; i < end; ++i) {
         const Graph& graph = graphs[static_cast<size_t>(i) % graphs.size()]->graph;
-        const float* query = asked.row(static_cast<size_t>(i));
-        find_starts(table, graph, query, beam, starts);
-        search_graph(table, geometry, graph, {query, 0.0f}, starts.data(), starts.size(), capacity, ef, false,
-                     beam);
-        int32_t* out = ids + static_cast<size_t>(i) * k;
-        const size_t found = std::min(beam.size, k);
-        for (size_t j = 0; j < found; ++j) out[j] = beam.id(j);
-        std::fill(out + found, out + k, -1);
-        dots[i] = beam.dots;
-        expansions[i] = beam.expansions;
+        walk_graph(table, rows, graph, asked.row(static_cast<size_t>(i)), effort, walk,
+                   ids + static_cast<size_t>(i) * k);
+        dots[i] = walk.dots;
+        expansions[i] = walk.expansions;
       }
     });
   }
