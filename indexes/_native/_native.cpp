@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <stdexcept>
 
 #include "arrays.hpp"
@@ -31,29 +32,51 @@ void check_threads(int threads) {
   if (threads < 1) refuse("threads must be at least 1, got " + std::to_string(threads));
 }
 
+// The rows of one head, and the ids (m, k) that its m queries of d numbers found, once all of it is checked.
+HeadIds checked_head(const Matrix<int32_t>& ids, const Array& keys, const Array& values, size_t m, size_t d) {
+  const HeadIds head{rows_of("keys", keys), rows_of("values", values), ids.data, ids.columns};
+  if (head.keys.d != d)
+    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
+           std::to_string(d));
+  if (ids.m != m)
+    refuse("ids must have a row for each of the " + std::to_string(m) + " queries, got " +
+           std::to_string(ids.m));
+  if (head.values.n != head.keys.n || head.values.d != d) refuse("values must have the shape of keys");
+  check_ids(ids.data, ids.m * ids.columns, head.keys.n, -1);
+  return head;
+}
+
 nb::tuple gather(const Array& queries, const Array& ids, const Array& keys, const Array& values,
                  int threads) {
   const Matrix<float> query_rows("queries", queries);
   const Matrix<int32_t> id_rows("ids", ids);
-  const Rows key_rows = rows_of("keys", keys), value_rows = rows_of("values", values);
-  if (query_rows.columns != key_rows.d)
-    refuse("queries must be (m, " + std::to_string(key_rows.d) + ") as the keys are, got d " +
-           std::to_string(query_rows.columns));
-  if (id_rows.m != query_rows.m)
-    refuse("ids must have a row for each of the " + std::to_string(query_rows.m) + " queries, got " +
-           std::to_string(id_rows.m));
-  if (value_rows.n != key_rows.n || value_rows.d != key_rows.d) refuse("values must have the shape of keys");
+  const std::vector<HeadIds> head{checked_head(id_rows, keys, values, query_rows.m, query_rows.columns)};
   check_threads(threads);
-  check_ids(id_rows.data, id_rows.m * id_rows.columns, key_rows.n, -1);
   float *output, *lse;
-  auto output_array = new_array<float>(output, query_rows.m, key_rows.d);
+  auto output_array = new_array<float>(output, query_rows.m, query_rows.columns);
   auto lse_array = new_array<float>(lse, query_rows.m);
   {
     nb::gil_scoped_release release;
-    gather_attention(query_rows.data, query_rows.m, id_rows.data, id_rows.columns, key_rows, value_rows,
-                     threads, output, lse);
+    gather_attention(query_rows.data, query_rows.m, head, threads, output, lse);
   }
   return nb::make_tuple(output_array, lse_array);
+}
+
+void gather_layer(const Array& queries, const std::vector<Array>& ids, const std::vector<Array>& keys,
+                  const std::vector<Array>& values, const Writable& output, const Writable& lse,
+                  int threads) {
+  const LayerQueries layer(queries, output, lse);
+  if (ids.size() != layer.heads || keys.size() != layer.heads || values.size() != layer.heads)
+    refuse("ids, keys and values must be one each for " + std::to_string(layer.heads) + " heads");
+  check_threads(threads);
+  std::vector<std::unique_ptr<Matrix<int32_t>>> id_rows;
+  std::vector<HeadIds> heads;
+  for (size_t h = 0; h < layer.heads; ++h) {
+    id_rows.push_back(std::make_unique<Matrix<int32_t>>("ids", ids[h]));
+    heads.push_back(checked_head(*id_rows.back(), keys[h], values[h], layer.m, layer.d));
+  }
+  nb::gil_scoped_release release;
+  gather_attention(layer.queries, layer.m, heads, threads, layer.output, layer.lse);
 }
 
 FloatArray dot_rows(const Array& query, const Array& rows, const Array& ids, const std::string& kernel) {
@@ -107,6 +130,12 @@ NB_MODULE(_native, m) {
       "logarithm of the summed exponentials (m,), float32: 0 and -inf for an empty row. Raises ValueError "
       "for\n"
       "a wrong shape, type or id, and for keys or values that are not C-contiguous.");
+  m.def(
+      "gather_attention_layer", &gather_layer, "queries"_a, "ids"_a, "keys"_a, "values"_a, "output"_a, "lse"_a,
+      "threads"_a = 1,
+      "gather_attention for all H heads of a layer: queries (H, m, d) float32, C-contiguous, and lists of H\n"
+      "arrays ids (m, any), keys and values, into output (H, m, d) and lse (H, m) float32, C-contiguous.\n"
+      "Raises ValueError as gather_attention does.");
   m.def("kernels", &kernel_names, "Names of the instruction sets that this CPU has kernels for, best first.");
   m.def("dot_rows", &dot_rows, "query"_a, "rows"_a, "ids"_a, "kernel"_a = "",
         "Inner products (count,) float32 of query (d,) float32 with the rows ids (count,) int32 of rows (n, "
