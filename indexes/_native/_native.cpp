@@ -10,6 +10,7 @@
 #include "arrays.hpp"
 #include "attention.hpp"
 #include "kernels.hpp"
+#include "machine.hpp"
 #include "pool.hpp"
 
 namespace ra_bench {
@@ -100,6 +101,20 @@ std::vector<std::string> kernel_names() {
   return names;
 }
 
+double random_read(int threads, size_t row_bytes, size_t working_set_bytes, double seconds) {
+  check_threads(threads);
+  if (!row_bytes || row_bytes % 64)
+    refuse("row_bytes must be a multiple of 64, got " + std::to_string(row_bytes));
+  nb::gil_scoped_release release;
+  return random_read_bytes_per_s(threads, row_bytes, working_set_bytes, seconds);
+}
+
+std::vector<double> pool_calls(int threads, int calls, double busy_us, double pause_us) {
+  check_threads(threads);
+  nb::gil_scoped_release release;
+  return pool_call_us(threads, calls, busy_us, pause_us);
+}
+
 // For the tests of the pool: a sum over chunks, a failure on demand.
 int64_t pool_sum(int64_t count, int64_t grain, int threads, int64_t fail_at) {
   check_threads(threads);
@@ -143,6 +158,12 @@ NB_MODULE(_native, m) {
         "by the named kernel. Raises ValueError for a wrong shape, type, id or name.");
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every native call of this module use the named kernel; '' goes back to the best. For tests.");
+  m.def("random_read_bytes_per_s", &random_read, "threads"_a, "row_bytes"_a, "working_set_bytes"_a, "seconds"_a,
+        "Bytes per second that threads read together from random rows of a working set, addresses known "
+        "ahead.");
+  m.def("pool_call_us", &pool_calls, "threads"_a, "calls"_a, "busy_us"_a = 0.0, "pause_us"_a = 0.0,
+        "Microseconds of each call of the thread pool with one task a thread that is busy for busy_us, after a "
+        "pause.");
   m.def("pool_sum", &pool_sum, "count"_a, "grain"_a, "threads"_a, "fail_at"_a = -1,
         "The sum of range(count) by the thread pool; raises RuntimeError at fail_at. For tests.");
 }
