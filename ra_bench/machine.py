@@ -60,7 +60,7 @@ def attend_layer_us(threads: int, heads: int, n: int, d: int, k: int, group: int
     ids = [rng.integers(0, n, (group, k), dtype=np.int32) for _ in range(heads)]
     queries = rng.standard_normal((heads, group, d)).astype(np.float32)
     output, lse = np.empty_like(queries), np.empty((heads, group), np.float32)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + 0.3
     while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
