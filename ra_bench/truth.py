@@ -56,7 +56,8 @@ def _topk_of_rows(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
 
     Exact: let t be the k-th largest maximum. Outside the k groups chosen no score exceeds t, and each chosen
     group holds a score of at least t; so k scores as large as the k largest lie inside. Which of several
-    equal scores at the border are taken is open, as in torch.topk. One pass reads all scores; the rest is k groups.
+    equal scores at the border are taken is open, as in torch.topk. One pass reads all scores;
+    the rest is k groups.
     """
     import torch
 
