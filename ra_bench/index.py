@@ -18,10 +18,11 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -100,6 +101,9 @@ class Index(ABC):
     values: np.ndarray | None = None
     group = 1
 
+    # Set by `fix_effort`: what `search` takes where its caller says nothing.
+    fixed_effort: Mapping[str, Any] = MappingProxyType({})
+
     def use_threads(self, threads: int) -> None:
         """Sets how many threads later calls may use."""
         self.threads = threads
@@ -149,13 +153,12 @@ class Index(ABC):
         Override it where a method does more than select (estimates the rest, reweighs samples).
         Raises ValueError where `build` got no values.
         """
-        if self.values is None:
-            raise ValueError("attend needs values: build the index with values")
-        found = self.search(queries, k, **effort)
         from ra_bench.indexes._native._native import gather_attention  # compiled
 
-        output, lse = gather_attention(queries, found.ids, self.keys, self.values, self.threads)
-        return Partial(output, lse, attended_work(found, self.keys, self.values))
+        values = self.values_to_attend
+        found = self.search(queries, k, **effort)
+        output, lse = gather_attention(queries, found.ids, self.keys, values, self.threads)
+        return Partial(output, lse, attended_work(found, self.keys, values))
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Adds a block of tokens that left the window; their ids follow the last. Not while searching.
@@ -281,19 +284,43 @@ class Index(ABC):
     ) -> list[Work]:
         """One decoded token of a layer: `queries` (H, G, d) into `out` (H, G, d) and (H, G); work per head.
 
-        By default a pool of `threads` over heads; a native method does the whole layer in one call.
+        By default a pool of `threads` searches the heads, and one native call of as many attends over what
+        they found; a native method does both in one call. `out` is float32, C-contiguous. Raises ValueError
+        as `attend` does.
         """
+        from ra_bench.indexes._native._native import gather_attention_layer  # compiled
+
+        rows = layer_rows(queries, len(indexes))
         works = [Work()] * len(indexes)
+        if any(type(index).attend is not Index.attend for index in indexes):
 
-        def one(h: int) -> None:
-            part = indexes[h].attend(queries[h], k, **effort)
-            out.output[h], out.lse[h], works[h] = part
+            def attend(h: int) -> None:
+                out.output[h], out.lse[h], works[h] = indexes[h].attend(queries[h], k, **effort)
 
-        _over_heads(one, len(indexes), threads)
+            _over_heads(attend, len(indexes), threads)
+            return works
+        ids = [np.empty((0, 0), np.int32)] * len(indexes)
+        values = [index.values_to_attend for index in indexes]
+
+        def search(h: int) -> None:
+            found = indexes[h].search(queries[h], k, **effort)
+            ids[h], works[h] = found.ids, attended_work(found, indexes[h].keys, values[h])
+
+        _over_heads(search, len(indexes), threads)
+        keys = [index.keys for index in indexes]
+        gather_attention_layer(rows, ids, keys, values, out.output, out.lse, threads)
         return works
+
+    @property
+    def values_to_attend(self) -> np.ndarray:
+        """The values; raises ValueError where `build` got none."""
+        if self.values is None:
+            raise ValueError("attend needs values: build the index with values")
+        return self.values
 
     def fix_effort(self, **effort: Any) -> None:
         """Makes `effort` the default of every later search and attend of this object."""
+        self.fixed_effort = effort
         if effort:
             self.search = functools.partial(self.search, **effort)  # type: ignore[method-assign]
             if type(self).attend is not Index.attend:  # the default attend goes through search
@@ -302,15 +329,26 @@ class Index(ABC):
 
 def attended_work(found: Found, keys: np.ndarray, values: np.ndarray) -> Work:
     """The work of exact attention over what a search found: the search's own, and the rows gathered."""
-    attended = (found.ids >= 0).sum(axis=1)
+    return gathered_work(found.work, (found.ids >= 0).sum(axis=1), keys, values)
+
+
+def gathered_work(searched: Work, attended: np.ndarray, keys: np.ndarray, values: np.ndarray) -> Work:
+    """The work of a search, and of gathering `attended` (m,) keys and values after it."""
     row_bytes = keys.shape[1] * (keys.itemsize + values.itemsize)
-    searched = found.work.bytes_read
+    read = searched.bytes_read
     return Work(
-        keys_read=found.work.keys_read,
-        exact=found.work.exact,
-        bytes_read=None if searched is None else searched + attended * row_bytes,
+        keys_read=searched.keys_read,
+        exact=searched.exact,
+        bytes_read=None if read is None else read + attended * row_bytes,
         attended=attended,
     )
+
+
+def layer_rows(queries: np.ndarray, heads: int) -> np.ndarray:
+    """Queries (H, G, d) of a layer of `heads` as a native call wants them: float32, C-contiguous."""
+    if queries.ndim != 3 or len(queries) != heads:
+        raise ValueError(f"queries must be ({heads}, G, d) for {heads} indexes, got {queries.shape}")
+    return np.ascontiguousarray(queries, np.float32)
 
 
 def pad_ids(ids: np.ndarray, k: int) -> np.ndarray:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ra_bench.attention import BLOCK_ELEMENTS, best_device, on_device
 
+if TYPE_CHECKING:
+    import torch
+
 # Gathered keys of one block of queries, in elements: few enough to stay in the cache until they are used.
 GATHER_ELEMENTS = 1 << 19
+GROUP = 32  # keys whose largest score stands for them
+# Fewer groups than this times k, and looking at all scores costs no more.
+MIN_GROUPS_PER_K = 4
 
 
 def exact_topk(
@@ -24,22 +32,49 @@ def exact_topk(
     device = best_device()
     n, m = len(keys), len(queries)
     top = min(k, n)
-    ids = np.full((m, k), -1, np.int32)
-    scores = np.full((m, k), -np.inf, np.float32)
+    # Kept on the device until the end: a copy a block would make it wait.
+    ids = torch.full((m, k), -1, dtype=torch.int32, device=device)
+    scores = torch.full((m, k), -torch.inf, device=device)
     keys_t = on_device(keys, device)
     columns = torch.arange(n, device=device)
-    rows = max(1, BLOCK_ELEMENTS // (n * 4))
+    rows = max(1, BLOCK_ELEMENTS // (n * (1 if device == "cuda" else 4)))
     for start in range(0, m, rows):
         block = slice(start, start + rows)
         all_scores = on_device(queries[block], device) @ keys_t.T
         if key_limit is not None:
             seen = torch.tensor(key_limit[block], device=device)
             all_scores.masked_fill_(columns[None, :] >= seen[:, None], -torch.inf)
-        best = torch.topk(all_scores, top, dim=1)
-        scores[block, :top] = best.values.cpu().numpy()
-        ids[block, :top] = best.indices.cpu().numpy()
-    ids[np.isneginf(scores)] = -1
-    return ids, scores
+        values, indices = _topk_of_rows(all_scores, top)
+        scores[block, :top] = values
+        ids[block, :top] = indices.int()
+    ids.masked_fill_(torch.isneginf(scores), -1)
+    return ids.cpu().numpy(), scores.cpu().numpy()
+
+
+def _topk_of_rows(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row (m, n) and their columns, best first, by way of the maxima of groups.
+
+    Exact: let t be the k-th largest maximum. Outside the k groups chosen no score exceeds t, and each chosen
+    group holds a score of at least t; so k scores as large as the k largest lie inside. Which of several
+    equal scores at the border are taken is open, as in torch.topk. One pass reads all scores;
+    the rest is k groups.
+    """
+    import torch
+
+    m, n = scores.shape
+    groups = n // GROUP
+    if groups < MIN_GROUPS_PER_K * k:
+        found = torch.topk(scores, k, dim=1)
+        return found.values, found.indices
+    grouped = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP))  # a view
+    chosen = torch.topk(grouped.amax(dim=2), k, dim=1, sorted=False).indices  # (m, k) groups
+    inside = torch.gather(grouped, 1, chosen[:, :, None].expand(m, k, GROUP)).view(m, k * GROUP)
+    rest = scores[:, groups * GROUP :]  # after the last whole group: candidates as they are
+    found = torch.topk(torch.cat([inside, rest], dim=1), k, dim=1)
+    member = found.indices.clamp(max=k * GROUP - 1)
+    columns = torch.gather(chosen, 1, member // GROUP) * GROUP + member % GROUP
+    after = found.indices - k * GROUP + groups * GROUP
+    return found.values, torch.where(found.indices < k * GROUP, columns, after)
 
 
 def scores_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -4,11 +4,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <stdexcept>
 
 #include "arrays.hpp"
 #include "attention.hpp"
 #include "kernels.hpp"
+#include "machine.hpp"
 #include "pool.hpp"
 
 namespace ra_bench {
@@ -31,29 +33,51 @@ void check_threads(int threads) {
   if (threads < 1) refuse("threads must be at least 1, got " + std::to_string(threads));
 }
 
+// The rows of one head, and the ids (m, k) that its m queries of d numbers found, once all of it is checked.
+HeadIds checked_head(const Matrix<int32_t>& ids, const Array& keys, const Array& values, size_t m, size_t d) {
+  const HeadIds head{rows_of("keys", keys), rows_of("values", values), ids.data, ids.columns};
+  if (head.keys.d != d)
+    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
+           std::to_string(d));
+  if (ids.m != m)
+    refuse("ids must have a row for each of the " + std::to_string(m) + " queries, got " +
+           std::to_string(ids.m));
+  if (head.values.n != head.keys.n || head.values.d != d) refuse("values must have the shape of keys");
+  check_ids(ids.data, ids.m * ids.columns, head.keys.n, -1);
+  return head;
+}
+
 nb::tuple gather(const Array& queries, const Array& ids, const Array& keys, const Array& values,
                  int threads) {
   const Matrix<float> query_rows("queries", queries);
   const Matrix<int32_t> id_rows("ids", ids);
-  const Rows key_rows = rows_of("keys", keys), value_rows = rows_of("values", values);
-  if (query_rows.columns != key_rows.d)
-    refuse("queries must be (m, " + std::to_string(key_rows.d) + ") as the keys are, got d " +
-           std::to_string(query_rows.columns));
-  if (id_rows.m != query_rows.m)
-    refuse("ids must have a row for each of the " + std::to_string(query_rows.m) + " queries, got " +
-           std::to_string(id_rows.m));
-  if (value_rows.n != key_rows.n || value_rows.d != key_rows.d) refuse("values must have the shape of keys");
+  const std::vector<HeadIds> head{checked_head(id_rows, keys, values, query_rows.m, query_rows.columns)};
   check_threads(threads);
-  check_ids(id_rows.data, id_rows.m * id_rows.columns, key_rows.n, -1);
   float *output, *lse;
-  auto output_array = new_array<float>(output, query_rows.m, key_rows.d);
+  auto output_array = new_array<float>(output, query_rows.m, query_rows.columns);
   auto lse_array = new_array<float>(lse, query_rows.m);
   {
     nb::gil_scoped_release release;
-    gather_attention(query_rows.data, query_rows.m, id_rows.data, id_rows.columns, key_rows, value_rows,
-                     threads, output, lse);
+    gather_attention(query_rows.data, query_rows.m, head, threads, output, lse);
   }
   return nb::make_tuple(output_array, lse_array);
+}
+
+void gather_layer(const Array& queries, const std::vector<Array>& ids, const std::vector<Array>& keys,
+                  const std::vector<Array>& values, const Writable& output, const Writable& lse,
+                  int threads) {
+  const LayerQueries layer(queries, output, lse);
+  if (ids.size() != layer.heads || keys.size() != layer.heads || values.size() != layer.heads)
+    refuse("ids, keys and values must be one each for " + std::to_string(layer.heads) + " heads");
+  check_threads(threads);
+  std::vector<std::unique_ptr<Matrix<int32_t>>> id_rows;
+  std::vector<HeadIds> heads;
+  for (size_t h = 0; h < layer.heads; ++h) {
+    id_rows.push_back(std::make_unique<Matrix<int32_t>>("ids", ids[h]));
+    heads.push_back(checked_head(*id_rows.back(), keys[h], values[h], layer.m, layer.d));
+  }
+  nb::gil_scoped_release release;
+  gather_attention(layer.queries, layer.m, heads, threads, layer.output, layer.lse);
 }
 
 FloatArray dot_rows(const Array& query, const Array& rows, const Array& ids, const std::string& kernel) {
@@ -75,6 +99,20 @@ std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
   for (const Kernels* table : available_kernels()) names.push_back(table->name);
   return names;
+}
+
+double random_read(int threads, size_t row_bytes, size_t working_set_bytes, double seconds) {
+  check_threads(threads);
+  if (!row_bytes || row_bytes % 64)
+    refuse("row_bytes must be a multiple of 64, got " + std::to_string(row_bytes));
+  nb::gil_scoped_release release;
+  return random_read_bytes_per_s(threads, row_bytes, working_set_bytes, seconds);
+}
+
+std::vector<double> pool_calls(int threads, int calls, double busy_us, double pause_us) {
+  check_threads(threads);
+  nb::gil_scoped_release release;
+  return pool_call_us(threads, calls, busy_us, pause_us);
 }
 
 // For the tests of the pool: a sum over chunks, a failure on demand.
@@ -107,6 +145,12 @@ NB_MODULE(_native, m) {
       "logarithm of the summed exponentials (m,), float32: 0 and -inf for an empty row. Raises ValueError "
       "for\n"
       "a wrong shape, type or id, and for keys or values that are not C-contiguous.");
+  m.def(
+      "gather_attention_layer", &gather_layer, "queries"_a, "ids"_a, "keys"_a, "values"_a, "output"_a, "lse"_a,
+      "threads"_a = 1,
+      "gather_attention for all H heads of a layer: queries (H, m, d) float32, C-contiguous, and lists of H\n"
+      "arrays ids (m, any), keys and values, into output (H, m, d) and lse (H, m) float32, C-contiguous.\n"
+      "Raises ValueError as gather_attention does.");
   m.def("kernels", &kernel_names, "Names of the instruction sets that this CPU has kernels for, best first.");
   m.def("dot_rows", &dot_rows, "query"_a, "rows"_a, "ids"_a, "kernel"_a = "",
         "Inner products (count,) float32 of query (d,) float32 with the rows ids (count,) int32 of rows (n, "
@@ -114,6 +158,12 @@ NB_MODULE(_native, m) {
         "by the named kernel. Raises ValueError for a wrong shape, type, id or name.");
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every native call of this module use the named kernel; '' goes back to the best. For tests.");
+  m.def("random_read_bytes_per_s", &random_read, "threads"_a, "row_bytes"_a, "working_set_bytes"_a, "seconds"_a,
+        "Bytes per second that threads read together from random rows of a working set, addresses known "
+        "ahead.");
+  m.def("pool_call_us", &pool_calls, "threads"_a, "calls"_a, "busy_us"_a = 0.0, "pause_us"_a = 0.0,
+        "Microseconds of each call of the thread pool with one task a thread that is busy for busy_us, after a "
+        "pause.");
   m.def("pool_sum", &pool_sum, "count"_a, "grain"_a, "threads"_a, "fail_at"_a = -1,
         "The sum of range(count) by the thread pool; raises RuntimeError at fail_at. For tests.");
 }

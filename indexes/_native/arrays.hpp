@@ -15,17 +15,20 @@ namespace ra_bench {
 
 namespace nb = nanobind;
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+using Writable = nb::ndarray<nb::device::cpu>;
 
 [[noreturn]] inline void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
-inline bool is_float(const Array& a, int bits) {
+template <class AnyArray>
+bool is_float(const AnyArray& a, int bits) {
   return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && a.dtype().bits == bits;
 }
 inline bool is_int32(const Array& a) {
   return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) && a.dtype().bits == 32;
 }
 
-inline bool is_contiguous(const Array& a) {
+template <class AnyArray>
+bool is_contiguous(const AnyArray& a) {
   int64_t step = 1;
   for (size_t i = a.ndim(); i-- > 0; step *= static_cast<int64_t>(a.shape(i)))
     if (a.shape(i) != 1 && a.stride(i) != step && a.size()) return false;
@@ -70,6 +73,27 @@ class Matrix {
 
  private:
   std::vector<T> copy_;
+};
+
+// The queries (heads, m, d) of a layer and where their answers go, checked.
+struct LayerQueries {
+  LayerQueries(const Array& asked, const Writable& output_array, const Writable& lse_array) {
+    if (asked.ndim() != 3 || !is_float(asked, 32) || !is_contiguous(asked))
+      refuse("queries must be (H, G, d) float32, C-contiguous");
+    heads = asked.shape(0), m = asked.shape(1), d = asked.shape(2);
+    if (output_array.ndim() != 3 || output_array.shape(0) != heads || output_array.shape(1) != m ||
+        output_array.shape(2) != d || !is_float(output_array, 32) || !is_contiguous(output_array))
+      refuse("output must have the shape of queries, be float32 and C-contiguous");
+    if (lse_array.ndim() != 2 || lse_array.shape(0) != heads || lse_array.shape(1) != m ||
+        !is_float(lse_array, 32) || !is_contiguous(lse_array))
+      refuse("lse must be (H, G) as queries (H, G, d) are, float32 and C-contiguous");
+    queries = static_cast<const float*>(asked.data());
+    output = static_cast<float*>(output_array.data());
+    lse = static_cast<float*>(lse_array.data());
+  }
+  size_t heads, m, d;
+  const float* queries;
+  float *output, *lse;
 };
 
 // A new NumPy array that owns its memory, uninitialised.

@@ -1,14 +1,28 @@
 // Exact softmax attention over chosen rows.
 #pragma once
 
+#include <vector>
+
 #include "kernels.hpp"
 
 namespace ra_bench {
 
-// For each of m queries (m, d): softmax attention over keys[ids[i]] for the ids (m, k) of its row that are
-// not -1, into output (m, d) and lse (m,), the natural logarithm of the summed exponentials. An empty row
-// gives output 0 and lse -inf. Every id must be in [-1, keys.n).
-void gather_attention(const float* queries, size_t m, const int32_t* ids, size_t k, const Rows& keys,
-                      const Rows& values, int threads, float* output, float* lse);
+// Softmax attention of one query (d,) over keys[ids[i]] for those of k ids that are not -1, into output (d,)
+// and lse, the natural logarithm of the summed exponentials; none of them gives output 0 and lse -inf. Every
+// id must be in [-1, keys.n). Returns how many keys took part. Its working space stays with the thread.
+size_t attend_query(const Kernels& kernels, const float* query, const int32_t* ids, size_t k,
+                    const Rows& keys, const Rows& values, float* output, float* lse);
+
+// The rows of one head, and what its queries (m, d) found: ids (m, k).
+struct HeadIds {
+  Rows keys, values;
+  const int32_t* ids;
+  size_t k;
+};
+
+// Attention of queries (heads, m, d) of all heads, into output (heads, m, d) and lse (heads, m). A thread
+// takes one query at a time, so that few heads keep many threads busy.
+void gather_attention(const float* queries, size_t m, const std::vector<HeadIds>& heads, int threads,
+                      float* output, float* lse);
 
 }  // namespace ra_bench

@@ -5,14 +5,15 @@
 
 namespace ra_bench {
 
-const Kernels* avx2_kernels();  // null where the compiler's target has no such instructions
+const Kernels* avx512_kernels();  // null where the compiler's target has no such instructions
+const Kernels* avx2_kernels();    // the same
 const Kernels* plain_kernels();
 
 namespace {
 
 std::vector<const Kernels*> find_available() {
   std::vector<const Kernels*> found;
-  for (const Kernels* candidate : {avx2_kernels(), plain_kernels()})
+  for (const Kernels* candidate : {avx512_kernels(), avx2_kernels(), plain_kernels()})
     if (candidate && candidate->supported()) found.push_back(candidate);
   return found;
 }

@@ -22,6 +22,7 @@ constexpr int kMaxThreads = 256;
 // How often an idle thread looks for work before it sleeps, some 20 µs: the next call of a decode loop
 // follows sooner than the system wakes a thread, but a spinning thread takes a core from others.
 constexpr int kSpins = 500;
+constexpr int kWakes = 2;  // threads that one thread wakes
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -34,7 +35,7 @@ struct Job {
   const std::function<void(int64_t, int64_t, int)>* body;
   int64_t count, grain;
   int workers;                  // as many threads as may take part, the caller included
-  int joined = 1;               // guarded by Pool::mutex
+  int joined = 1;               // guarded by Pool::lock
   std::atomic<int> running{0};  // workers inside, the caller not counted
   std::atomic<int64_t> next{0};
   std::exception_ptr error;  // guarded by error_mutex
@@ -55,50 +56,96 @@ struct Job {
   }
 };
 
+// For the few instructions that pass a job on: a std::mutex would put threads to sleep that meet here.
+class SpinLock {
+ public:
+  void lock() {
+    for (int spin = 0; taken_.test_and_set(std::memory_order_acquire); ++spin) {
+      if (spin < kSpins) relax();
+      else std::this_thread::yield();  // the holder may have lost its core
+    }
+  }
+  void unlock() { taken_.clear(std::memory_order_release); }
+
+ private:
+  std::atomic_flag taken_ = ATOMIC_FLAG_INIT;
+};
+
 struct Pool {
-  std::mutex mutex;
-  std::condition_variable wake;
-  std::vector<Job*> jobs;    // that still want workers
+  SpinLock lock;
+  std::vector<Job*> jobs;   // that still want workers; guarded by lock
   std::atomic<int> open{0};  // jobs.size(), to be looked at without the lock
-  int started = 0;
+  std::mutex sleep_mutex;
+  std::condition_variable wake;
+  std::atomic<int> sleepers{0};
+  std::mutex start_mutex;
+  int started = 0;  // guarded by start_mutex
 
   void work() {
     while (true) {
-      for (int spin = 0; spin < kSpins && open.load(std::memory_order_relaxed) == 0; ++spin) relax();
-      Job* job;
+      for (int spin = 0; spin < kSpins && !open.load(std::memory_order_relaxed); ++spin) relax();
+      if (!open.load(std::memory_order_seq_cst)) sleep();
       int worker;
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return !jobs.empty(); });
-        job = jobs.front();
-        worker = job->joined++;
-        job->running.fetch_add(1, std::memory_order_relaxed);
-        if (job->joined == job->workers) close(job);
-      }
+      Job* job = join(worker);
+      if (!job) continue;  // others were faster
       job->run(worker);
       job->running.fetch_sub(1, std::memory_order_release);  // the job may be gone from here on
     }
+  }
+
+  void sleep() {
+    {
+      std::unique_lock<std::mutex> guard(sleep_mutex);
+      sleepers.fetch_add(1, std::memory_order_seq_cst);
+      wake.wait(guard, [&] { return open.load(std::memory_order_seq_cst) > 0; });
+      sleepers.fetch_sub(1, std::memory_order_seq_cst);
+    }
+    wake_some(kWakes);
+  }
+
+  // Waking a thread costs its waker some microseconds, so those that wake up wake others in their turn.
+  void wake_some(int most) {
+    if (!open.load(std::memory_order_seq_cst)) return;
+    for (int i = 0; i < most && sleepers.load(std::memory_order_seq_cst) > i; ++i) {
+      // Whoever counts as a sleeper but does not wait yet holds the mutex: after it, none can miss the call.
+      { const std::lock_guard<std::mutex> guard(sleep_mutex); }
+      wake.notify_one();
+    }
+  }
+
+  Job* join(int& worker) {
+    const std::lock_guard<SpinLock> guard(lock);
+    if (jobs.empty()) return nullptr;
+    Job* job = jobs.front();
+    worker = job->joined++;
+    job->running.fetch_add(1, std::memory_order_relaxed);
+    if (job->joined == job->workers) close(job);
+    return job;
   }
 
   void close(Job* job) {  // under the lock
     const auto at = std::find(jobs.begin(), jobs.end(), job);
     if (at == jobs.end()) return;
     jobs.erase(at);
-    open.store(static_cast<int>(jobs.size()), std::memory_order_relaxed);
+    open.store(static_cast<int>(jobs.size()), std::memory_order_seq_cst);
+  }
+
+  void start(int threads) {
+    const std::lock_guard<std::mutex> guard(start_mutex);
+    for (; started < threads; ++started) std::thread([this] { work(); }).detach();
   }
 
   void run(Job& job) {
+    start(job.workers - 1);
     {
-      const std::lock_guard<std::mutex> lock(mutex);
-      for (; started < job.workers - 1; ++started) std::thread([this] { work(); }).detach();
+      const std::lock_guard<SpinLock> guard(lock);
       jobs.push_back(&job);
-      open.store(static_cast<int>(jobs.size()), std::memory_order_relaxed);
+      open.store(static_cast<int>(jobs.size()), std::memory_order_seq_cst);
     }
-    if (job.workers == 2) wake.notify_one();
-    else wake.notify_all();
+    wake_some(std::min(kWakes, job.workers - 1));
     job.run(0);
     {
-      const std::lock_guard<std::mutex> lock(mutex);
+      const std::lock_guard<SpinLock> guard(lock);
       close(&job);
     }
     for (int spin = 0; job.running.load(std::memory_order_acquire); ++spin) {

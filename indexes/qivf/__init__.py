@@ -5,8 +5,8 @@ router learned from queries (Vecchiato et al., "A learning-to-rank formulation o
 nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated residuals (RaBitQ, Gao
 and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits, arXiv 2409.09913), exact re-ranking.
 What is put together here for attention:
-- A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first for
-  their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
+- A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first
+  for their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
 - The G queries of a token read each list's codes once, from the cache, and are scored in registers together.
 - A key's code is 4 bits a dimension with a step of its own; 2k candidates are scored exactly.
 - Inserted keys go to the list of the nearest centroid; the router stays as it is.

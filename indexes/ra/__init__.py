@@ -24,6 +24,7 @@ about O(n log n) for the graph; search about O(log n) at a given quality; insert
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,7 +33,7 @@ import numpy as np
 from ra_bench.indexes._learn import learn_set
 
 from ra_bench.head import Head
-from ra_bench.index import Bytes, Found, Index, Work
+from ra_bench.index import Bytes, Found, Index, Partial, Work, gathered_work, layer_rows
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
@@ -110,20 +111,46 @@ class Ra(Index):
         """
         from ra_bench.indexes.ra import _ra
 
-        k = DEFAULT_K if k is None else k
-        if k < 0 or ef < 0:
-            raise ValueError(f"k and ef must not be negative, got {k} and {ef}")
+        k, ef = _checked_effort(k, ef)
         ids, dots, expansions = _ra.search(
-            self._graphs,
-            self.keys,
-            np.asarray(queries, np.float32),
-            k=k,
-            ef=ef or max(1, 3 * k),
-            threads=self.threads,
+            self._graphs, self.keys, np.asarray(queries, np.float32), k=k, ef=ef, threads=self.threads
         )
-        links = expansions * (self.degree * 4)
-        read = dots * (self.keys.shape[1] * self.keys.itemsize) + links + self._start_bytes()
-        return Found(ids, Work(keys_read=dots, exact=dots, bytes_read=read))
+        return Found(ids, self._search_work(dots, expansions))
+
+    @classmethod
+    def attend_layer(
+        cls,
+        indexes: Sequence[Index],
+        queries: np.ndarray,
+        k: int | None,
+        out: Partial,
+        threads: int = 1,
+        **effort: Any,
+    ) -> list[Work]:
+        """Search and attention of all heads in one native call; a thread takes one query at a time."""
+        from ra_bench.indexes.ra import _ra
+
+        heads = [index for index in indexes if type(index) is Ra]
+        if len(heads) < len(indexes):
+            return super().attend_layer(indexes, queries, k, out, threads, **effort)
+        checked = [_checked_effort(k, **{**head.fixed_effort, **effort}) for head in heads]
+        values = [head.values_to_attend for head in heads]
+        dots, expansions, attended = _ra.attend_layer(
+            [head._graphs for head in heads],
+            [head.keys for head in heads],
+            values,
+            layer_rows(queries, len(heads)),
+            k=checked[0][0],
+            efs=[ef for _, ef in checked],
+            output=out.output,
+            lse=out.lse,
+            threads=threads,
+        )
+        works = [head._search_work(d, e) for head, d, e in zip(heads, dots, expansions, strict=True)]
+        return [
+            gathered_work(work, count, head.keys, rows)
+            for work, count, head, rows in zip(works, attended, heads, values, strict=True)
+        ]
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """`ef` from half of k to 12 k, no more than n."""
@@ -199,6 +226,17 @@ class Ra(Index):
             threads=self.threads,
         )
 
-    def _start_bytes(self) -> int:
-        """Bytes that choosing the start of one search reads."""
-        return self._graphs[0].start_bytes
+    def _search_work(self, dots: np.ndarray, expansions: np.ndarray) -> Work:
+        """The work of searches that computed `dots` (m,) products and expanded `expansions` (m,) keys."""
+        links = expansions * (self.degree * 4)
+        start = self._graphs[0].start_bytes  # what choosing the start of one search reads
+        read = dots * (self.keys.shape[1] * self.keys.itemsize) + links + start
+        return Work(keys_read=dots, exact=dots, bytes_read=read)
+
+
+def _checked_effort(k: int | None, ef: int = 0) -> tuple[int, int]:
+    """`k` and `ef` as the search takes them, defaults filled in."""
+    k = DEFAULT_K if k is None else k
+    if k < 0 or ef < 0:
+        raise ValueError(f"k and ef must not be negative, got {k} and {ef}")
+    return k, ef or max(1, 3 * k)

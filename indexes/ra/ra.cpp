@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "arrays.hpp"
+#include "attention.hpp"
 #include "build.hpp"
 #include "pool.hpp"
 #include "prune.hpp"
@@ -124,17 +125,38 @@ void insert(Built& built, const Array& keys, int threads) {
   insert_keys(kernels(), built.geometry(rows), settings, built.graph);
 }
 
+// The graphs of one head, of which query g uses number g % size, and its keys.
+struct HeadGraphs {
+  HeadGraphs(const std::vector<Built*>& all, const Rows& rows) : graphs(all), keys(rows) {
+    if (graphs.empty()) refuse("graphs must not be empty");
+    for (const Built* built : graphs)
+      if (!built || built->graph.n != keys.n || built->graph.dim != keys.d)
+        refuse("keys must be those of the graph");
+  }
+  const std::vector<Built*>& graphs;
+  Rows keys;
+};
+
+struct Counts {
+  int64_t dots, expansions;
+};
+
+// Writes the k best ids that query number g of a head finds, -1 after the last.
+Counts search_query(const Kernels& table, const HeadGraphs& head, size_t g, const float* query, size_t k,
+                    size_t ef, int32_t* ids) {
+  thread_local Walk walk;  // kept from call to call
+  const Graph& graph = head.graphs[g % head.graphs.size()]->graph;
+  walk_graph(table, head.keys, graph, query, {k, std::max<size_t>(ef, 1)}, walk, ids);
+  return {walk.dots, walk.expansions};
+}
+
 nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
                  size_t ef, int threads) {
-  const Rows rows = rows_of("keys", keys);
+  const HeadGraphs head(graphs, rows_of("keys", keys));
   const Matrix<float> asked("queries", queries);
-  if (graphs.empty()) refuse("graphs must not be empty");
-  if (asked.columns != rows.d)
-    refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " +
+  if (asked.columns != head.keys.d)
+    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
            std::to_string(asked.columns));
-  for (const Built* built : graphs)
-    if (!built || built->graph.n != rows.n || built->graph.dim != rows.d)
-      refuse("keys must be those of the graph");
   int32_t* ids;
   int64_t *dots, *expansions;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);
@@ -143,19 +165,59 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
-    const Effort effort{k, std::max<size_t>(ef, 1)};
     parallel_for(threads, static_cast<int64_t>(asked.m), 1, [&](int64_t begin, int64_t end, int) {
-      thread_local Walk walk;  // kept from call to call
-      for (int64_t i = begin; i < end; ++i) {
-        const Graph& graph = graphs[static_cast<size_t>(i) % graphs.size()]->graph;
-        walk_graph(table, rows, graph, asked.row(static_cast<size_t>(i)), effort, walk,
-                   ids + static_cast<size_t>(i) * k);
-        dots[i] = walk.dots;
-        expansions[i] = walk.expansions;
+      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+        const Counts counts = search_query(table, head, i, asked.row(i), k, ef, ids + i * k);
+        dots[i] = counts.dots;
+        expansions[i] = counts.expansions;
       }
     });
   }
   return nb::make_tuple(ids_array, dots_array, expansions_array);
+}
+
+nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std::vector<Array>& keys,
+                       const std::vector<Array>& values, const Array& queries, size_t k,
+                       const std::vector<size_t>& efs, const Writable& output, const Writable& lse,
+                       int threads) {
+  const LayerQueries layer(queries, output, lse);
+  if (graphs.size() != layer.heads || keys.size() != layer.heads || values.size() != layer.heads ||
+      efs.size() != layer.heads)
+    refuse("graphs, keys, values and efs must be one each for " + std::to_string(layer.heads) + " heads");
+  std::vector<HeadGraphs> heads;
+  std::vector<Rows> value_rows;
+  for (size_t h = 0; h < layer.heads; ++h) {
+    heads.emplace_back(graphs[h], rows_of("keys", keys[h]));
+    value_rows.push_back(rows_of("values", values[h]));
+    if (heads[h].keys.d != layer.d) 
+      refuse("queries must be (H, G, " + std::to_string(heads[h].keys.d) + ") as the keys are, got d " +
+             std::to_string(layer.d));
+    if (value_rows[h].n != heads[h].keys.n || value_rows[h].d != layer.d)
+      refuse("values must have the shape of keys");
+  }
+  int64_t *dots, *expansions, *attended;
+  auto dots_array = new_array<int64_t>(dots, layer.heads, layer.m);
+  auto expansions_array = new_array<int64_t>(expansions, layer.heads, layer.m);
+  auto attended_array = new_array<int64_t>(attended, layer.heads, layer.m);
+  {
+    nb::gil_scoped_release release;
+    const Kernels& table = kernels();
+    const auto count = static_cast<int64_t>(layer.heads * layer.m);
+    parallel_for(threads, count, 1, [&](int64_t begin, int64_t end, int) {
+      thread_local std::vector<int32_t> ids;
+      if (ids.size() < k) ids.resize(k);
+      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+        const size_t h = i / layer.m;
+        const float* query = layer.queries + i * layer.d;
+        const Counts counts = search_query(table, heads[h], i % layer.m, query, k, efs[h], ids.data());
+        dots[i] = counts.dots;
+        expansions[i] = counts.expansions;
+        attended[i] = static_cast<int64_t>(attend_query(table, query, ids.data(), k, heads[h].keys, value_rows[h],
+                                                        layer.output + i * layer.d, layer.lse + i));
+      }
+    });
+  }
+  return nb::make_tuple(dots_array, expansions_array, attended_array);
 }
 
 template <class T>
@@ -300,6 +362,11 @@ NB_MODULE(_ra, m) {
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
         "ids (m, k) int32 best first, dot products (m,) and expanded keys (m,) int64; query row r uses graph "
         "r % G.");
+  m.def("attend_layer", &attend_layer, "graphs"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a,
+        "efs"_a, "output"_a, "lse"_a, "threads"_a,
+        "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
+        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns dot products, expanded "
+        "keys\nand attended keys, each (H, G) int64.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "For tests: the ids that pruning keeps.");
   m.def("force_kernel", &force_kernels, "name"_a,

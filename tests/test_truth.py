@@ -1,0 +1,56 @@
+"""Exact top-k against a plain reference: ties, causal limits, more results than keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ra_bench import truth
+
+
+def slow_topk(queries, keys, k, limit):
+    """Scores (m, k), best first, -inf where a query sees fewer keys; one query at a time."""
+    out = np.full((len(queries), k), -np.inf, np.float32)
+    for i, query in enumerate(queries):
+        seen = np.sort(keys[: limit[i]].astype(np.float32) @ query)[::-1][:k]
+        out[i, : len(seen)] = seen
+    return out
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("values", ["real", "few"])  # few: small integers, so that most scores tie
+@pytest.mark.parametrize("k", [1, 7, 100, 3000])
+@pytest.mark.parametrize("n", [1, 31, 33, 2000, 5000, 5056])
+def test_topk_is_exact(n, k, values, limited, monkeypatch):
+    monkeypatch.setattr(truth, "BLOCK_ELEMENTS", 1 << 16)  # several blocks of queries
+    rng = np.random.default_rng(n + k)
+    real = values == "real"
+    keys = (rng.standard_normal((n, 6)) if real else rng.integers(-2, 3, (n, 6))).astype(np.float32)
+    queries = (rng.standard_normal((13, 6)) if real else rng.integers(-2, 3, (13, 6))).astype(np.float32)
+    limit = rng.integers(0, n + 1, 13) if limited else np.full(13, n)
+    ids, scores = truth.exact_topk(queries, keys, k, limit if limited else None)
+    assert ids.dtype == np.int32
+    assert ids.shape == scores.shape == (13, k)
+    np.testing.assert_allclose(scores, slow_topk(queries, keys, k, limit), rtol=1e-5, atol=1e-5)
+    for i, row in enumerate(ids):
+        found = row[row >= 0]
+        assert len(np.unique(found)) == len(found) == min(k, limit[i])
+        assert (found < limit[i]).all()
+        np.testing.assert_allclose(keys[found] @ queries[i], scores[i, : len(found)], rtol=1e-5, atol=1e-5)
+
+
+def test_the_largest_scores_may_share_one_group_or_follow_the_last():
+    keys = np.ones((5000, 1), np.float32)
+    keys[3200:3230] = 9  # within one group
+    keys[4992:] = 8  # after the last whole group
+    ids, scores = truth.exact_topk(np.ones((1, 1), np.float32), keys, 38)
+    assert sorted(ids[0]) == [*range(3200, 3230), *range(4992, 5000)]
+    assert scores[0].tolist() == [9.0] * 30 + [8.0] * 8
+
+
+def test_no_keys_and_no_queries_give_nothing():
+    assert (
+        truth.exact_topk(np.ones((2, 3), np.float32), np.ones((5, 3), np.float32), 2, np.zeros(2, int))[0]
+        == -1
+    ).all()
+    assert truth.exact_topk(np.ones((0, 3), np.float32), np.ones((5, 3), np.float32), 2)[0].shape == (0, 2)
