@@ -87,7 +87,11 @@ class QIvf(Index):
         """The list of each row (n,) int32, and the lists' mean rows (nlist, d) float32."""
         faiss = library()
         use_threads(self.threads)
-        settings = {"niter": KMEANS_ROUNDS, "min_points_per_centroid": 1, "max_points_per_centroid": KMEANS_POINTS}
+        settings = {
+            "niter": KMEANS_ROUNDS,
+            "min_points_per_centroid": 1,
+            "max_points_per_centroid": KMEANS_POINTS,
+        }
         kmeans = faiss.Kmeans(rows.shape[1], nlist, seed=self.seed + 1, **settings)
         kmeans.train(rows)
         assigned = kmeans.index.search(rows, 1)[1][:, 0].astype(np.int32)

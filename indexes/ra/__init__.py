@@ -202,4 +202,3 @@ class Ra(Index):
     def _start_bytes(self) -> int:
         """Bytes that choosing the start of one search reads."""
         return self._graphs[0].start_bytes
-
