@@ -6,7 +6,10 @@ embedding (keys are projected up and rotated anew for each call, which is most o
 for models without a rotation), that of the values is of a head, and the threshold on the singular values
 falls until the output's relative error exceeds the budget. Differs: the error is that of the head's attention
 over the indexed keys instead of the layer's output; it is measured on prefill queries and some keys of this
-document instead of a calibration text; where one head is built alone, as in `compare`, it is its layer.
+document instead of a calibration text; where one head is built alone, as in `compare`, it is its layer. Found
+here: the first step of the threshold costs the sample's head (64 dimensions) more than the budget, so that
+nothing is saved where the paper, on heads of 128, saves up to 40 %; at 23 % fewer bytes (`error=0.2`, 49 and
+57 dimensions kept) the index's output is off by .12.
 Build O(n d² + thresholds d), no search, attention O(n rank d), insert O(d rank) a key.
 """
 

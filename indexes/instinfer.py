@@ -7,7 +7,9 @@ query head reads for itself, as in the paper, whose models have no groups. Keys 
 major, a page of a few channels of some hundred tokens, and row-major beside the values. A query's largest
 channels give approximate weights (with SparQ's temperature, arXiv 2312.04985), the best keys are attended
 exactly, and the mass outside them goes to the mean value; their log-sum-exp, less the logarithm of their
-share, is told.
+share, is told. Found here: at equal k its output is better than that of the exact top k (error .086 against
+.107 on the sample's head at k = 100, 8 of 64 channels), which is the mean value's doing. Cold, the disk takes
+nearly all of the time.
 Build O(n d), search O(n channels), insert O(d) a key and a new map of the files.
 """
 

@@ -6,7 +6,9 @@ group's heads share the chunks of their largest softmax weight, and the chunks t
 worst (outliers) are kept exact and always attended. Differs: the local chunks are the harness's window;
 outliers take at most the share of a budget that they have in the paper (48 chunks beside 256); where one head
 is built alone, as in `compare`, it gets its share of the rank, which rebuilds it worse than the same share of
-a layer's basis; later keys stay exact. `search` ranks the chosen keys by their true inner products.
+a layer's basis; later keys stay exact. `search` ranks the chosen keys by their true inner products. Found
+here: on the sample's head, alone and of 64 dimensions, the share of the rank is 10, and what is lost in
+rebuilding keys is most of the error (a fifth of the tokens: .33 of the index's output, with all 64 .07).
 Build O(n d²), search O(n d / 8 + chosen rank d), insert O(d) a key.
 """
 

@@ -4,7 +4,9 @@ Ribar et al., "SparQ attention: bandwidth-efficient LLM inference", ICML 2024, a
 local window is the harness's, so the mean is over the indexed values. As in the paper a group shares its
 channels and its keys, the approximate softmax has the temperature sqrt(|q_r|₁ / |q|₁) (the query comes
 scaled), and its mass outside the chosen keys goes to the mean value; the log-sum-exp told for the merge is
-that of the chosen keys, less the logarithm of their share.
+that of the chosen keys, less the logarithm of their share. Found here: at equal k its output is better than
+that of the exact top k (error .102 against .107 on the sample's head at k = 100, 16 of 64 channels), which is
+the mean value's doing: its recall is .31, since seven heads share their keys.
 Build O(n d), search O(n channels), insert O(d) a key.
 """
 
@@ -51,9 +53,7 @@ class SparQ(EncodedIndex):
 
     def encode(self, keys: torch.Tensor) -> list[torch.Tensor]:
         """The keys channel by channel, in their own type."""
-        import torch
-
-        return [keys.T.to(torch.float16 if self.keys.dtype == np.float16 else torch.float32)]
+        return [self.in_key_type(keys.T)]
 
     def approximate_scores(self, queries: torch.Tensor, channels: int = 0) -> torch.Tensor:
         """Approximate attention weights (m / G, G, n) from `channels` channels."""

@@ -61,6 +61,12 @@ class EncodedIndex(ChoosingIndex, ScoringIndex):
         for columns, code in zip(self._codes, self.encode(self._tensor(keys)), strict=True):
             columns.append(code)
 
+    def in_key_type(self, code: torch.Tensor) -> torch.Tensor:
+        """`code` as the keys are stored: float16 or float32."""
+        import torch
+
+        return code.clamp(-65504, 65504).half() if self.keys.dtype == np.float16 else code.to(torch.float32)
+
     @property
     def key_bytes(self) -> float:
         """All codes of a key."""
