@@ -2,8 +2,10 @@
 
 Singhania et al., "Loki: low-rank keys for efficient sparse attention", NeurIPS 2024, arXiv 2406.02542.
 Differs: the components are those of the indexed keys, after rotation, instead of a calibration text's; beside
-the keys stands a copy of the leading components in float32, where the paper keeps all of them in place of the
-keys.
+the keys stands a copy of the leading components (at least 8), where the paper keeps all of them in place of
+the keys. Found here: at the paper's 12 to 50 % of the tokens it is nearly exact (20 % of the tokens hold .95
+of the true top 100 of the sample's head, with an output error of .018), but of few tokens it chooses badly
+(recall@100 of 100 tokens is .12), since components tell how keys vary, not what queries read.
 Build O(n d²), search O(n components), insert O(d components) a key.
 """
 
@@ -42,8 +44,8 @@ class Loki(EncodedIndex):
 
     def encode(self, keys: torch.Tensor) -> list[torch.Tensor]:
         """The keys' leading components."""
-        return [self.basis.T @ keys.T]
+        return [self.in_key_type(self.basis.T @ keys.T)]
 
     def approximate_scores(self, queries: torch.Tensor) -> torch.Tensor:
         """Inner products of the leading components."""
-        return queries @ self.basis @ self.codes[0]
+        return queries @ self.basis @ self.codes[0].float()

@@ -4,7 +4,9 @@ Ribar et al., "SparQ attention: bandwidth-efficient LLM inference", ICML 2024, a
 local window is the harness's, so the mean is over the indexed values. As in the paper a group shares its
 channels and its keys, the approximate softmax has the temperature sqrt(|q_r|₁ / |q|₁) (the query comes
 scaled), and its mass outside the chosen keys goes to the mean value; the log-sum-exp told for the merge is
-that of the chosen keys, less the logarithm of their share.
+that of the chosen keys, less the logarithm of their share. Found here: at equal k its output is better than
+that of the exact top k (error .102 against .107 on the sample's head at k = 100, 16 of 64 channels), which is
+the mean value's doing: its recall is .31, since seven heads share their keys.
 Build O(n d), search O(n channels), insert O(d) a key.
 """
 
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ra_bench.attention import with_mean_value
 from ra_bench.encoding import EncodedIndex
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Partial, attended_work
-from ra_bench.scoring import BLOCK_ELEMENTS, DEFAULT_K
+from ra_bench.scoring import BLOCK_ELEMENTS, largest
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +53,7 @@ class SparQ(EncodedIndex):
 
     def encode(self, keys: torch.Tensor) -> list[torch.Tensor]:
         """The keys channel by channel, in their own type."""
-        import torch
-
-        return [keys.T.to(torch.float16 if self.keys.dtype == np.float16 else torch.float32)]
+        return [self.in_key_type(keys.T)]
 
     def approximate_scores(self, queries: torch.Tensor, channels: int = 0) -> torch.Tensor:
         """Approximate attention weights (m / G, G, n) from `channels` channels."""
@@ -71,62 +72,53 @@ class SparQ(EncodedIndex):
         d = self.keys.shape[1]
         return min(d, channels or max(1, d // 4))
 
-    def _choose(
-        self, queries: np.ndarray, k: int | None, channels: int, heavy: int
-    ) -> tuple[Found, np.ndarray]:
-        """What `search` finds, and the share (m,) of the approximate mass that it holds."""
+    def _choose(self, queries: np.ndarray, tokens: int, channels: int) -> tuple[Found, np.ndarray]:
+        """What `choose` finds, and the share (m,) of the approximate mass that it holds."""
         import torch
 
-        n, k = len(self.keys), DEFAULT_K if k is None else k
-        candidates, weights = [np.empty((0, 0), np.int32)], []
-        tokens = max(1, BLOCK_ELEMENTS // (n * max(self.group, self._count(channels))))
-        blocks = range(0, len(queries), tokens * self.group)
-        for start in blocks:
-            block = self._tensor(queries[start : start + tokens * self.group])
-            weights.append(self.approximate_scores(block, channels))
-            ids = torch.topk(weights[-1].sum(dim=1), min(k * max(heavy, 1), n), dim=1).indices
-            candidates.append(ids.cpu().numpy().astype(np.int32).repeat(self.group, axis=0))
-        ids = np.concatenate(candidates[1:]) if len(candidates) > 1 else candidates[0]
-        found = self.best_of(queries, ids, k, heavy)
-        every = torch.tensor(found.ids[:, : min(k, n)], dtype=torch.int64, device=self.device)
-        sizes = [part.shape[0] * self.group for part in weights]
-        shares = [
-            part.reshape(-1, n).gather(1, chosen).sum(dim=1)
-            for part, chosen in zip(weights, every.split(sizes), strict=True)
-        ]
-        share = torch.cat(shares).cpu().numpy() if shares else np.empty(0, np.float32)
-        read_bytes = n * self._count(channels) * self.codes[0].element_size()
-        row_bytes = self.keys.shape[1] * self.keys.itemsize
-        exact = np.zeros(len(queries), np.int64) if found.work.exact is None else found.work.exact
-        found.work.bytes_read = read_bytes + exact * row_bytes
-        return found, share
+        n = len(self.keys)
+        ids, shares = [np.empty((0, tokens), np.int32)], [np.empty(0, np.float32)]
+        step = self.group * max(1, BLOCK_ELEMENTS // (n * max(self.group, self._count(channels))))
+        for start in range(0, len(queries), step):
+            weights = self.approximate_scores(self._tensor(queries[start : start + step]), channels)
+            _, best = largest(weights.sum(dim=1), tokens, ordered=False)
+            places = torch.tensor(best, dtype=torch.int64, device=self.device)[:, None]
+            held = weights.gather(2, places.expand(-1, self.group, -1)).sum(dim=2)
+            shares.append(held.flatten().cpu().numpy())
+            ids.append(best.repeat(self.group, axis=0))
+        key_bytes = self._count(channels) * self.codes[0].element_size()
+        return self.scored(np.concatenate(ids), key_bytes), np.concatenate(shares)
 
-    def search(self, queries: np.ndarray, k: int | None, *, channels: int = 0, heavy: int = 1) -> Found:
-        """The `k` (100) keys of the group's largest summed weights from `channels` (d / 4) channels."""
-        return self._choose(queries, k, channels, heavy)[0]
+    def choose(self, queries: np.ndarray, tokens: int, *, channels: int = 0) -> Found:
+        """The `tokens` keys of the largest weights, summed over the group, by `channels` (d / 4) channels."""
+        return self._choose(queries, tokens, channels)[0]
 
-    def attend(self, queries: np.ndarray, k: int | None, *, channels: int = 0, heavy: int = 1) -> Partial:
-        """Exact attention over what is found, and the mean value for the mass that is not."""
+    def search(self, queries: np.ndarray, k: int | None, *, budget: int = 0, channels: int = 0) -> Found:
+        """The `k` best of the `budget` (k where it is 0) keys chosen from `channels` channels."""
+        return super().search(queries, k, budget=budget, channels=channels)
+
+    def attend(self, queries: np.ndarray, k: int | None, *, budget: int = 0, channels: int = 0) -> Partial:
+        """Exact attention over what is chosen, and the mean value for the mass that is not."""
         if self.values is None or self._value_sum is None:
             raise ValueError("attend needs values: build the index with values")
         from ra_bench.indexes._native._native import gather_attention  # compiled
 
-        found, share = self._choose(queries, k, channels, heavy)
+        found, share = self._choose(queries, self.budget_tokens(k, budget), channels)
         output, lse = gather_attention(queries, found.ids, self.keys, self.values, self.threads)
-        share = np.clip(share, 1e-6, 1.0)[:, None]
         mean = (self._value_sum / len(self.keys)).astype(np.float32)
-        work = attended_work(found, self.keys, self.values)
-        return Partial(share * output + (1 - share) * mean, lse - np.log(share[:, 0]), work)
+        return with_mean_value(
+            Partial(output, lse, attended_work(found, self.keys, self.values)), share, mean
+        )
+
+    def attended_ids(self, queries: np.ndarray, k: int | None, **effort: Any) -> None:
+        """None: the mean value stands for the rest."""
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
-        """From d / 8 to d channels, then more keys scored exactly."""
+        """From d / 8 to d / 2 channels, then wider budgets."""
         d = self.keys.shape[1] or 128
-        steps = [(8, 1), (4, 1), (2, 1), (2, 2), (2, 4), (1, 8), (1, 32)]
-        return [
-            {"channels": max(1, d // part), "heavy": heavy}
-            for part, heavy in steps
-            if heavy == 1 or heavy * k < 2 * n
-        ]
+        first, *wider = super().effort_sweep(n, k)
+        channels = [{"channels": max(1, d // part)} | first for part in (8, 4, 2)]
+        return channels + [{"channels": max(1, d // 2)} | effort for effort in wider]
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Copies the block and adds its values to the sum."""

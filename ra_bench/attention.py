@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ra_bench.index import Partial
+
 if TYPE_CHECKING:
     import torch
 
@@ -80,3 +82,13 @@ def on_device(rows: np.ndarray, device: str) -> torch.Tensor:
     import torch
 
     return torch.tensor(np.asarray(rows, np.float32), device=device)
+
+
+def with_mean_value(part: Partial, share: np.ndarray, mean: np.ndarray) -> Partial:
+    """`part` over chosen keys that hold `share` (m,) of all mass, with the `mean` value (d,) for the rest.
+
+    SparQ, arXiv 2312.04985, section 4. The log-sum-exp is that of the chosen keys less ln(share): what all
+    keys have if the share is right.
+    """
+    share = np.clip(share, 1e-6, 1.0)[:, None]
+    return Partial(share * part.output + (1 - share) * mean, part.lse - np.log(share[:, 0]), part.work)

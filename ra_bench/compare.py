@@ -33,7 +33,7 @@ MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherw
 # The modules of the harness that decide what a row says.
 MEASURING = (
     *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
-    *("truth", "vectors", "scoring", "encoding", "rerank"),
+    *("truth", "vectors", "scoring", "encoding", "rerank", "choosing", "partition", "compressor", "wrapper"),
 )
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
@@ -263,7 +263,11 @@ def _with_company(specs: list[Spec]) -> list[Spec]:
 
 
 def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
-    return {"head": list(head), "index": str(spec), "source": source_hash(index_class(spec.name))}
+    return {
+        "head": list(head),
+        "index": str(spec),
+        "source": [source_hash(index_class(name)) for name in spec.names],
+    }
 
 
 def source_hash(cls: type[Index]) -> str:

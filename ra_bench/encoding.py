@@ -5,27 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ra_bench.index import Bytes, Found, Work, pad_ids
-from ra_bench.rerank import best_exact
-from ra_bench.scoring import DEFAULT_K, ScoringIndex
+from ra_bench.choosing import ChoosingIndex
+from ra_bench.index import Bytes, Found, Work
+from ra_bench.scoring import ScoringIndex
 
 if TYPE_CHECKING:
     import torch
 
 
-class EncodedIndex(ScoringIndex):
-    """A `ScoringIndex` of codes that `encode` makes of the keys, with what `learn` found at the build.
+class EncodedIndex(ChoosingIndex, ScoringIndex):
+    """Scores of codes that `encode` makes of the keys, with what `learn` found at the build.
 
     Codes lie channel by channel, the key axis last: scores that need some channels read only these.
-    Papers attend exactly to all keys that the approximate scores choose. So does `heavy=1`; for an equal k at
-    a higher price, `heavy` times as many are scored exactly, and the best k of these are returned.
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("ra_bench.indexes._native._native",)
     can_insert: ClassVar[bool] = True
     # Names of the tensors that `learn` sets.
     learned: ClassVar[tuple[str, ...]] = ()
@@ -48,33 +45,27 @@ class EncodedIndex(ScoringIndex):
         self.learn(keys, queries)
         self._codes = [GrowingColumns(code) for code in self.encode(keys)]
 
-    def search(self, queries: np.ndarray, k: int | None, *, heavy: int = 1) -> Found:  # type: ignore[override]
-        """The `k` (by default 100) best of the `heavy` * k keys with the largest approximate scores."""
-        k = DEFAULT_K if k is None else k
-        _, ids = self.top_scores(queries, k * max(heavy, 1))
-        return self.best_of(queries, ids, k, heavy)
+    def choose(self, queries: np.ndarray, tokens: int) -> Found:  # type: ignore[override]
+        """The `tokens` keys of the largest approximate scores; something of every key is read."""
+        _, ids = self.top_scores(queries, tokens, ordered=False)
+        return self.scored(ids, self.key_bytes)
 
-    def best_of(self, queries: np.ndarray, candidates: np.ndarray, k: int, heavy: int) -> Found:
-        """The `k` best of `candidates` (m, any) by exact score; their first k where `heavy` is 1."""
-        exact = np.zeros(len(queries), np.int64)
-        if heavy > 1 and candidates.size:
-            exact += (candidates >= 0).sum(axis=1)
-            rows = np.asarray(queries, np.float32)
-            candidates = best_exact(rows, candidates, self.keys, min(k, candidates.shape[1]))
-        read = np.full(len(queries), len(self.keys), np.int64)
-        row_bytes = self.keys.shape[1] * self.keys.itemsize
-        code_bytes = (read * self.key_bytes).astype(np.int64)
-        return Found(pad_ids(candidates, k), Work(read, exact, code_bytes + exact * row_bytes))
-
-    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
-        """From k to 32 k keys scored exactly, at most all."""
-        return [{"heavy": heavy} for heavy in (1, 2, 4, 8, 16, 32) if heavy == 1 or heavy * k < 2 * n]
+    def scored(self, ids: np.ndarray, key_bytes: float) -> Found:
+        """Chosen `ids` (m, any), and the work of scores that read `key_bytes` of each key."""
+        read = np.full(len(ids), len(self.keys), np.int64)
+        return Found(ids, Work(read, 0 * read, (read * key_bytes).astype(np.int64)))
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Encodes the block with what the build learned."""
         self.keep_inserted(keys, values)
         for columns, code in zip(self._codes, self.encode(self._tensor(keys)), strict=True):
             columns.append(code)
+
+    def in_key_type(self, code: torch.Tensor) -> torch.Tensor:
+        """`code` as the keys are stored: float16 or float32."""
+        import torch
+
+        return code.clamp(-65504, 65504).half() if self.keys.dtype == np.float16 else code.to(torch.float32)
 
     @property
     def key_bytes(self) -> float:

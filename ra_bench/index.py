@@ -11,6 +11,10 @@ harness's business, never an index's. An index never sees test queries before `s
 To add a method: a dataclass that inherits `Index` and writes `build`, `search` and `effort_sweep`, in a file
 of its own in indexes/, in a file named on the command line (`FILE.py::Class`), or behind an entry point in
 the group `ra_bench.indexes`. `ra-bench check NAME` tests it against this contract.
+
+Most methods need less, by a base class of their kind: `ScoringIndex` (scores of all keys), `PartitionIndex`
+(pages or clusters), `ChoosingIndex` (attends to all keys of a token budget), `PolicyIndex` (keeps keys
+whatever the query), `Compressor` (attends to all keys in a smaller form), `Wrapper` (of another index).
 """
 
 from __future__ import annotations
@@ -77,7 +81,10 @@ class Index(ABC):
     """
 
     # What a method is, for `ra-bench list` and the README's table. `requires` names the modules it imports.
-    kind: ClassVar[str] = "search"  # or "exact", or "floor"
+    # exact, floor, search, sampling (weighs what it draws), policy (keeps keys whatever the query),
+    # compressor (reads all keys in a smaller form) or wrapper (of another index).
+    kind: ClassVar[str] = "search"
+    has_search: ClassVar[bool] = True  # False: it selects no keys, and only its `attend` speaks for it
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
     can_insert: ClassVar[bool] = False
@@ -187,6 +194,10 @@ class Index(ABC):
             self._buffers[name] = buffer
         buffer[len(rows) : end] = block
         return buffer[:end]
+
+    def attended_ids(self, queries: np.ndarray, k: int | None, **effort: Any) -> np.ndarray | None:
+        """Ids (m, any) over which `attend` is exact; None where it estimates, and no set of ids tells it."""
+        return self.search(queries, k, **effort).ids if type(self).attend is Index.attend else None
 
     def observe(self, queries: np.ndarray) -> None:
         """Shows `queries` (G, d) of one decoded step to a method with state; the others ignore it."""

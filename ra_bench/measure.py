@@ -25,6 +25,7 @@ from ra_bench.registry import create, parse
 from ra_bench.results import Row
 from ra_bench.timing import SettingRun
 from ra_bench.truth import scores_of
+from ra_bench.wrapper import Wrapper
 
 INSERT_BLOCK_TOKENS = 64
 # A sweep ends once it finds practically everything, or costs this many exact scans: dearer settings cannot
@@ -219,8 +220,11 @@ def _insert_us_per_key(index: Index, bundle: Bundle) -> float | None:
 
 
 def _settings(index: Index) -> dict[str, Any]:
-    inner = getattr(index, "inner", index)
-    return asdict(inner) if is_dataclass(inner) and not isinstance(inner, type) else {}
+    own: dict[str, Any] = asdict(index) if is_dataclass(index) and not isinstance(index, type) else {}
+    inner = getattr(index, "inner", None)  # of a transform, which has no settings, or of a wrapper
+    if inner is None:
+        return own
+    return own | {"inner": _settings(inner)} if isinstance(index, Wrapper) else _settings(inner)
 
 
 def _distinct(efforts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,13 @@
 """Names and spec strings → index objects.
 
-A spec is `NAME[:key=value]*[@transform]`, as `hnsw`, `hnsw@lift`, `ivf:nlist=1024:nprobe=64` or
-`my_index.py::MyIndex:leaf=32`. A key is a build setting (a dataclass field) or an effort setting (a
-keyword-only argument of `search`), which then replaces the sweep's. Commas separate specs.
+    LIST := SPEC [, SPEC]*
+    SPEC := NAME [(SPEC)] [:key=value]* [@transform]
+
+as `hnsw@lift`, `ivf:nlist=1024:nprobe=64`, `my_index.py::MyIndex:leaf=32`, `tail(ra:ef=300):clusters=64` or
+`tail(softmaxlift(hnsw@lift))`. A key is a build setting (a dataclass field) or an effort setting (a
+keyword-only argument of `search`), which then replaces the sweep's. Only a wrapper takes a spec in
+parentheses; without one it wraps its default. Its keys follow the parentheses; a transform is that of the
+inner index, and stands inside. Commas, colons and @ in parentheses belong to the inner spec.
 
 A name is a file or folder of indexes/, or an entry point in the group `ra_bench.indexes`; two of one name
 are an error. Nothing is imported to list the names.
@@ -18,12 +23,13 @@ import json
 import math
 import os
 import pkgutil
+import re
 import sys
 import typing
 import zlib
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -31,6 +37,7 @@ from typing import Any, Literal
 from ra_bench.errors import UsageError, unknown
 from ra_bench.index import Index
 from ra_bench.transform import TRANSFORMS, Transformed
+from ra_bench.wrapper import Wrapper
 
 ENTRY_POINT_GROUP = "ra_bench.indexes"
 # Set to any value to ignore indexes of other packages, as the tests do.
@@ -39,21 +46,28 @@ NO_PLUGINS_VARIABLE = "RA_BENCH_NO_PLUGINS"
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed spec string. `name` is a registry name or `FILE.py::Class`."""
+    """A parsed spec. `name` is a registry name or `FILE.py::Class`; `inner` is what a wrapper wraps."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     effort: dict[str, Any] = field(default_factory=dict)
     transform: str = "none"
+    inner: Spec | None = None
 
     def __str__(self) -> str:
         pairs = (self.settings | self.effort).items()
         keys = "".join(f":{key}={'none' if value is None else value}" for key, value in pairs)
-        return f"{self.name}{keys}" + (f"@{self.transform}" if self.transform != "none" else "")
+        inner = "" if self.inner is None else f"({self.inner})"
+        return f"{self.name}{inner}{keys}" + (f"@{self.transform}" if self.transform != "none" else "")
 
     def with_transform(self, transform: str) -> Spec:
         """The same method and settings in another geometry."""
         return dataclasses.replace(self, transform=transform)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the method and of all that it wraps, outermost first."""
+        return [self.name, *(self.inner.names if self.inner is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Info:
     insert: bool
     available: bool
     reason: str
+    extra: str = ""
 
 
 def create(spec: str | Spec, threads: int = 1, seed: int = 0) -> Index:
@@ -83,6 +98,9 @@ def create(spec: str | Spec, threads: int = 1, seed: int = 0) -> Index:
         index: Index = cls(**spec.settings)
     except ValueError as error:
         raise UsageError(f"index '{spec}': {error}") from error
+    if isinstance(index, Wrapper):
+        inner = spec.inner or parse(index.default_inner)
+        index.wrap(create(inner, threads, seed), inner.effort)
     if spec.transform != "none":
         index = Transformed(index, TRANSFORMS[spec.transform]())
     index.threads, index.seed, index.spec = threads, seed, str(spec)
@@ -102,21 +120,30 @@ def load(folder: Path, mmap: bool = True) -> Index:
 
 
 def split(text: str) -> list[str]:
-    """The specs of a comma-separated list, without repeats."""
-    specs = [part.strip() for part in text.split(",") if part.strip()]
+    """The specs of a comma-separated list, without repeats; `all` stands for every name that can run here."""
+    specs = [part.strip() for part in _outside(text, ",") if part.strip()]
     if not specs:
         raise UsageError("--indexes must name at least one index, got an empty list")
-    return list(dict.fromkeys(specs))
+    if "all" in specs:
+        specs = [name for name in names() if info(name).available] + specs
+    return [spec for spec in dict.fromkeys(specs) if spec != "all"]
 
 
 def parse(text: str) -> Spec:
     """Reads one spec string; values become the types of the fields and arguments they name."""
-    body, _, transform = text.partition("@")
+    head, inner_text, tail = _parts(text)
+    body, _, transform = (head if inner_text is None else tail).partition("@")
     transform = transform or "none"
     if transform != "none" and transform not in TRANSFORMS:
         raise unknown("transform", transform, ["none", *TRANSFORMS])
-    name, pairs = _split_name(body)
+    name, pairs = _split_name(body if inner_text is None else head + body)
     cls = index_class(name)
+    wraps = issubclass(cls, Wrapper)
+    if inner_text is not None and not wraps:
+        raise UsageError(f"index '{text}': '{name}' takes no index in parentheses, got '{inner_text}'")
+    if wraps and transform != "none":
+        raise UsageError(f"index '{text}': a wrapper takes no transform; write {name}(SPEC@{transform})")
+    inner = parse(inner_text) if inner_text is not None else None
     fields, efforts = settings_of(cls), effort_of(cls)
     settings: dict[str, Any] = {}
     effort: dict[str, Any] = {}
@@ -134,7 +161,7 @@ def parse(text: str) -> Spec:
                 raise UsageError(f"index '{text}': {key} must not be negative, got '{value}'")
         else:
             raise unknown(f"'{name}' setting", key, [*fields, *efforts])
-    return Spec(name, settings, effort, transform)
+    return Spec(name, settings, effort, transform, inner)
 
 
 def settings_of(cls: type[Index]) -> dict[str, Any]:
@@ -144,9 +171,18 @@ def settings_of(cls: type[Index]) -> dict[str, Any]:
 
 
 def effort_of(cls: type[Index]) -> dict[str, Any]:
-    """Effort settings of a method: the keyword-only arguments of its `search` → type."""
-    hints = typing.get_type_hints(cls.search)
-    parameters = inspect.signature(cls.search).parameters.values()
+    """Effort settings: the keyword-only arguments of `search`, or `attend` where there is no search → type.
+
+    A method that chooses keys names them in `choose` too.
+    """
+    method = cls.search if cls.has_search else cls.attend
+    choose = getattr(cls, "choose", None)
+    return _keywords(method) | ({} if choose is None else _keywords(choose))
+
+
+def _keywords(method: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(method)
+    parameters = inspect.signature(method).parameters.values()
     return {p.name: hints.get(p.name, str) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -198,9 +234,18 @@ def info(name: str) -> Info:
         return Info(name, "", "", "", "", False, False, False, str(error))
     reason = missing(cls)
     idea = (inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n")[0]
-    return Info(
-        name, cls.kind, cls.paper, idea, cls.where, cls.query_aware, cls.can_insert, not reason, reason
-    )
+    flags = (cls.query_aware, cls.can_insert, not reason)
+    return Info(name, cls.kind, cls.paper, idea, cls.where, *flags, reason, extra_of(cls))
+
+
+def extra_of(cls: type[Index]) -> str:
+    """The extra of this package that brings the modules that a method needs, or an empty string."""
+    offered: dict[str, str] = {}
+    for line in requires("ra-bench") or []:
+        library, _, marker = line.partition(";")
+        if match := re.search(r"extra == ['\"](\w+)['\"]", marker):
+            offered.setdefault(re.split(r"[^\w-]", library.strip())[0].replace("-", "_"), match[1])
+    return ", ".join(sorted({offered[module] for module in cls.requires if module in offered}))
 
 
 def missing(cls: type[Index]) -> str:
@@ -217,6 +262,36 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+def _outside(text: str, separator: str) -> list[str]:
+    """`text` split at each separator that stands outside all parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _parts(text: str) -> tuple[str, str | None, str]:
+    """`NAME(SPEC)REST` → NAME, SPEC, REST; a spec without parentheses is (text, None, "")."""
+    if "(" not in text and ")" not in text:
+        return text, None, ""
+    head, _, rest = text.partition("(")
+    depth = 1
+    for end, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            after = rest[end + 1 :]
+            if not rest[:end].strip() or ")" in head or ":" in head.replace("::", ""):
+                break
+            if after and after[0] not in ":@":
+                break
+            return head, rest[:end].strip(), after
+    raise UsageError(f"index '{text}': parentheses must hold one spec, as in NAME(SPEC):key=value")
 
 
 def _split_name(body: str) -> tuple[str, list[str]]:

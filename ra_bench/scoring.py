@@ -72,21 +72,16 @@ class ScoringIndex(Index):
         work = Work(read, np.zeros_like(read), (read * self.key_bytes).astype(np.int64))
         return Found(pad_ids(ids, k), work)
 
-    def top_scores(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` (at most n) largest approximate scores (m, k), best first, and the ids of their keys."""
-        import torch
-
+    def top_scores(self, queries: np.ndarray, k: int, ordered: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` (at most n) largest approximate scores (m, k), and the ids of their keys."""
         n = len(self.keys)
         tokens = max(1, BLOCK_ELEMENTS // (n * self.group))  # whole tokens: a group's queries stay together
-        scores, ids = [], []
+        scores, ids = [np.empty((0, min(k, n)), np.float32)], [np.empty((0, min(k, n)), np.int32)]
         for start in range(0, len(queries), tokens * self.group):
             block = self._tensor(queries[start : start + tokens * self.group])
-            top = torch.topk(self.approximate_scores(block), min(k, n), dim=1)
-            repeats = len(block) // max(len(top.indices), 1)
-            scores.append(top.values.cpu().numpy().repeat(repeats, axis=0))
-            ids.append(top.indices.cpu().numpy().astype(np.int32).repeat(repeats, axis=0))
-        if not ids:
-            return np.empty((0, 0), np.float32), np.empty((0, 0), np.int32)
+            part, found = largest(self.approximate_scores(block), min(k, n), ordered)
+            scores.append(part.repeat(len(block) // len(part), axis=0))
+            ids.append(found.repeat(len(block) // len(found), axis=0))
         return np.concatenate(scores), np.concatenate(ids)
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
@@ -104,3 +99,20 @@ class ScoringIndex(Index):
         import torch
 
         return torch.tensor(np.asarray(rows, np.float32), device=self.device)
+
+
+def largest(scores: torch.Tensor, k: int, ordered: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest of each row of `scores` (m, n), and their places, int32; largest first if `ordered`.
+
+    On the host NumPy selects them: torch's topk takes 2 to 30 times as long, the more the larger k is.
+    """
+    if scores.is_cuda:
+        values, places = scores.topk(k, dim=1, sorted=ordered)
+        return values.cpu().numpy(), places.cpu().numpy().astype(np.int32)
+    rows, n = scores.numpy(), scores.shape[1]
+    places = np.argpartition(rows, n - k, axis=1)[:, n - k :]
+    values = np.take_along_axis(rows, places, axis=1)
+    if ordered:
+        order = np.argsort(-values, axis=1, kind="stable")
+        values, places = np.take_along_axis(values, order, axis=1), np.take_along_axis(places, order, axis=1)
+    return values, places.astype(np.int32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ra_bench import registry
 from ra_bench.attention import merge
 from ra_bench.head import Head
 from ra_bench.registry import create
+from ra_bench.scoring import largest
 
 N, D, G, K = 700, 16, 2, 20
 RNG = np.random.default_rng(0)
@@ -40,16 +42,16 @@ def attention(ids: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @pytest.mark.parametrize("spec", METHODS)
-def test_more_heavy_keys_are_scored_exactly_and_counted(spec: str):
+def test_a_budget_is_attended_and_its_best_are_found(spec: str):
     index = built(spec)
     wide = {"alpha": 1e6} if spec == "infinigen" else {}
-    exact = QUERIES @ KEYS.T
-    ids = index.search(QUERIES, K, heavy=N, **wide).ids
-    np.testing.assert_array_equal(ids, top(exact))
-    one, four = (index.search(QUERIES, K, heavy=heavy, **wide).work for heavy in (1, 4))
-    assert (one.exact == 0).all()
-    assert (four.exact == 4 * K).all()
-    assert (four.bytes_read - one.bytes_read == 4 * K * D * 4).all()
+    np.testing.assert_array_equal(index.search(QUERIES, K, budget=N, **wide).ids, top(QUERIES @ KEYS.T))
+    found = index.search(QUERIES, K, budget=4 * K, **wide)
+    assert (found.work.exact == 4 * K).all()
+    assert (found.work.keys_read == N).all()
+    part = index.attend(QUERIES, K, budget=4 * K, **wide)
+    assert (part.work.attended == 4 * K).all()
+    assert (part.work.bytes_read - found.work.bytes_read == 4 * K * D * 4).all(), "the values of the budget"
 
 
 @pytest.mark.parametrize("spec", METHODS)
@@ -68,10 +70,20 @@ def test_what_was_learned_survives_inserts_and_saving(spec: str, tmp_path):
     np.testing.assert_array_equal(loaded.codes[0][:, N + 100 :].numpy(), before[0][:, :N].numpy())
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_largest_scores_are_selected(ordered: bool):
+    scores = RNG.normal(size=(5, 90)).astype(np.float32)
+    values, places = largest(torch.tensor(scores), 7, ordered)
+    np.testing.assert_array_equal(np.take_along_axis(scores, places, axis=1), values)
+    if not ordered:
+        values = -np.sort(-values)
+    np.testing.assert_array_equal(values, -np.sort(-scores)[:, :7])
+
+
 def test_queries_of_a_token_stay_together_when_scores_are_cut_into_blocks(monkeypatch):
-    expected = built("pqcache").search(QUERIES, K).ids
+    expected = built("pqcache").choose(QUERIES, K).ids
     monkeypatch.setattr("ra_bench.scoring.BLOCK_ELEMENTS", 3 * N)  # a block of three would cut a token's two
-    np.testing.assert_array_equal(built("pqcache").search(QUERIES, K).ids, expected)
+    np.testing.assert_array_equal(built("pqcache").choose(QUERIES, K).ids, expected)
 
 
 class TestDoubleSparsity:
@@ -103,7 +115,7 @@ class TestDoubleSparsity:
         index = built("double_sparsity:bits=32")
         part = index.channels.numpy()
         expected = top(QUERIES[:, part] @ KEYS[:, part].T)
-        np.testing.assert_array_equal(index.search(QUERIES, K).ids, expected)
+        np.testing.assert_array_equal(np.sort(index.choose(QUERIES, K).ids), np.sort(expected))
         assert index.key_bytes == 8 * 4
 
 
@@ -118,7 +130,8 @@ class TestLoki:
         )
 
     def test_all_components_are_exact(self):
-        np.testing.assert_array_equal(built("loki:share=1").search(QUERIES, K).ids, top(QUERIES @ KEYS.T))
+        ids = built("loki:share=1").choose(QUERIES, K).ids
+        np.testing.assert_array_equal(np.sort(ids), np.sort(top(QUERIES @ KEYS.T)))
 
 
 class TestInfiniGen:
@@ -139,6 +152,7 @@ class TestInfiniGen:
 
     def test_without_a_k_it_takes_at_most_a_fifth(self):
         assert built("infinigen").search(QUERIES, None, alpha=1e6).ids.shape == (6, N // 5)
+        assert built("infinigen").attend(QUERIES, None, alpha=1e6).work.attended[0] == N // 5
 
 
 class TestPQCache:
@@ -153,14 +167,16 @@ class TestPQCache:
             np.testing.assert_array_equal(codes[part], distances.argmin(axis=1))
             logits += QUERIES[:, piece] @ books[part][codes[part]].T
         summed = softmax(logits).reshape(-1, G, N).sum(axis=1).repeat(G, axis=0)
-        ids = index.search(QUERIES, K).ids
-        np.testing.assert_allclose(np.take_along_axis(summed, ids, 1), -np.sort(-summed)[:, :K], rtol=1e-4)
+        ids = index.choose(QUERIES, K).ids
+        found = np.sort(np.take_along_axis(summed, ids, 1))
+        np.testing.assert_allclose(found, np.sort(summed)[:, -K:], rtol=1e-4)
         np.testing.assert_array_equal(ids[::2], ids[1::2])  # a group shares its keys
 
     def test_a_centroid_for_each_key_is_exact(self):
         index = create("pqcache:parts=1:bits=8")
         index.build(KEYS[:200], VALUES[:200])
-        np.testing.assert_array_equal(index.search(QUERIES, K).ids, top(QUERIES @ KEYS[:200].T))
+        ids = index.choose(QUERIES, K).ids
+        np.testing.assert_array_equal(np.sort(ids), np.sort(top(QUERIES @ KEYS[:200].T)))
 
 
 class TestSparQ:

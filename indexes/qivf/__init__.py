@@ -2,9 +2,9 @@
 
 A method of this project: nobody's paper. Its parts are known: inverted lists (Jégou et al. 2011), a linear
 router learned from queries (Vecchiato et al., "A learning-to-rank formulation of clustering-based
-approximate nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated residuals
-(RaBitQ, Gao and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits, arXiv 2409.09913), exact
-re-ranking.
+approximate nearest neighbor search", SIGIR 2024, arXiv 2404.11731), scalar codes of randomly rotated
+residuals (RaBitQ, Gao and Long, SIGMOD 2024, arXiv 2405.12497, and its extension to more bits,
+arXiv 2409.09913), exact re-ranking.
 What is put together here for attention:
 - A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first
   for their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.

@@ -23,9 +23,13 @@ MEMORY_SLACK, MEMORY_SHARE = 1 << 20, 1.1  # growth may exceed nbytes by these; 
 def work_counted(subject: Subject) -> str | None:
     """Counts are possible: found keys were touched, at most n were; an exact method touched all."""
     index = subject.index
-    found = subject.search(index, K)
-    real = (found.ids >= 0).sum(axis=1)
-    work = found.work
+    effort = subject.dearest(index, N_KEYS, K)
+    if index.has_search:
+        found = subject.search(index, K)
+        real, work = (found.ids >= 0).sum(axis=1), found.work
+    else:
+        work = index.attend(subject.data.queries, K, **effort).work
+        real = np.zeros(len(subject.data.queries), np.int64)
     if work.keys_read is not None:
         least = np.zeros_like(real) if index.kind == "floor" else real
         require((work.keys_read <= N_KEYS).all(), f"keys_read must be at most n = {N_KEYS}")
@@ -35,10 +39,16 @@ def work_counted(subject: Subject) -> str | None:
     if index.kind == "exact":
         for count, expected in ((work.keys_read, N_KEYS), (work.exact, N_KEYS)):
             require(count is not None and (count == expected).all(), f"an exact scan reads all {N_KEYS} keys")
-    attended = index.attend(subject.data.queries, K).work.attended
+    part = index.attend(subject.data.queries, K, **effort)
+    attended = part.work.attended
     require(attended is None or (attended >= 0).all(), "work.attended must not be negative")
     if attended is not None and selects(index):
         require((attended <= K).all(), f"work.attended must be at most k = {K}")
+    ids = index.attended_ids(subject.data.queries, K, **effort)
+    if attended is not None and ids is not None:
+        require((attended == (ids >= 0).sum(axis=1)).all(), "work.attended must count attended_ids")
+    if work.bytes_read is not None and part.work.bytes_read is not None:
+        require((part.work.bytes_read > 0).all(), "attend must count the rows that it reads")
     hidden = [name for name in ("keys_read", "exact", "bytes_read") if getattr(work, name) is None]
     return f"hides {', '.join(hidden)}" if hidden else None
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from ra_bench import registry
 from ra_bench.head import Head
-from ra_bench.index import Found, Index
+from ra_bench.index import Found, Index, Partial
 
 # The easy set: unit vectors around centers, queries of the same kind, a little longer than one.
 N_KEYS, DIM, GROUP, N_QUERIES, N_LEARN, K, N_INSERTED = 1500, 16, 4, 24, 512, 10, 48
 N_CENTERS, SPREAD, QUERY_NORM = 20, 0.5, 4.0
 RECALL_FLOOR = 0.5
 INSERTED_FLOOR = 0.8  # of the inserted keys, how many a query in their direction must find first
+ERROR_CEILING = 0.9  # of attention by a method that draws or compresses; an output of zero has 1
 HALF_OVERLAP = 0.8  # of the ids from float32 keys, how many float16 keys of the same values must give
 
 
@@ -105,6 +106,20 @@ class Subject:
         require_well_formed(found, len(queries), k, n)
         return found
 
+    def answer(self, index: Index, k: int, queries: np.ndarray | None = None, n: int = N_KEYS) -> np.ndarray:
+        """What the index answers at its dearest: ids (m, k); of a method without search, attention (m, d)."""
+        if index.has_search:
+            return self.search(index, k, queries, n).ids
+        queries = self.data.queries if queries is None else queries
+        part = index.attend(queries, k, **self.dearest(index, n, k))
+        require_part(part, queries.shape)
+        return part.output
+
+    def finds_something(self, index: Index, k: int, n: int, what: str) -> None:
+        """Raises unless each query finds a key, or of a method without search, attends to one."""
+        answer = self.answer(index, k, n=n)
+        require(not index.has_search or (answer[:, 0] >= 0).all(), f"{what}, none was found")
+
 
 class BrokenContractError(Exception):
     """A fact of the contract that does not hold."""
@@ -129,10 +144,25 @@ def require_well_formed(found: Found, m: int, k: int, n: int) -> None:
     require(not twice.any(), "ids of one query must be distinct")
 
 
+def require_part(part: Partial, shape: tuple[int, ...]) -> None:
+    """Raises unless the result of `attend` is finite, float32, output of `shape` (m, d) and lse (m,)."""
+    for name, array, expected in (("output", part.output, shape), ("lse", part.lse, shape[:1])):
+        require(
+            array.shape == expected and array.dtype == np.float32,
+            f"{name} must be {expected} float32, got {array.shape} {array.dtype}",
+        )
+        require(np.isfinite(array).all(), f"{name} must be finite")
+
+
 def require_same(one: np.ndarray, two: np.ndarray, what: str) -> None:
-    """Raises unless two arrays of ids are equal."""
-    differing = int((one != two).any(axis=1).sum()) if one.shape == two.shape else len(one)
-    require(differing == 0, f"{what}: ids of {differing} of {len(one)} queries differ")
+    """Raises unless two answers are the same: ids equal, outputs equal up to rounding."""
+    if one.shape != two.shape:
+        differing = len(one)
+    elif one.dtype == np.int32:
+        differing = int((one != two).any(axis=1).sum())
+    else:
+        differing = int((~np.isclose(one, two, rtol=1e-4, atol=1e-4)).any(axis=1).sum())
+    require(differing == 0, f"{what}: answers to {differing} of {len(one)} queries differ")
 
 
 def raises(expected: type[Exception], call: Callable[[], Any], what: str) -> None:
@@ -195,7 +225,16 @@ def overlap(one: np.ndarray, two: np.ndarray) -> float:
 
 def selects(index: Index) -> bool:
     """Whether attention of an index is exact over what its search finds: it keeps the default `attend`."""
-    return getattr(type(getattr(index, "inner", index)), "attend", None) is Index.attend
+    return type(index).attend is Index.attend
+
+
+def attention_error(index: Index, queries: np.ndarray, k: int, effort: dict[str, Any]) -> float:
+    """Mean relative error of `attend` against dense attention over all keys of the index."""
+    assert index.values is not None
+    everything = np.tile(np.arange(len(index.keys)), (len(queries), 1))
+    exact, _ = dense_attention(queries, everything, index.keys, index.values)
+    output = index.attend(queries, k, **effort).output
+    return float((np.linalg.norm(output - exact, axis=1) / np.linalg.norm(exact, axis=1)).mean())
 
 
 def saved(index: Index, folder: Path) -> bool:
