@@ -7,7 +7,7 @@ outputs of disjoint sets of keys add up to the attention over their union withou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from ra_bench.index import Partial
 
 if TYPE_CHECKING:
     import torch
+
+Rows = TypeVar("Rows", np.ndarray, "torch.Tensor")
 
 # Scores of one block of queries stay below this many elements (256 MiB of float32).
 BLOCK_ELEMENTS = 1 << 26
@@ -38,36 +40,51 @@ def partial_attention(
     if n == 0 or m == 0:
         return output, lse
     keys_t, values_t = on_device(keys, device), on_device(values, device)
-    columns = torch.arange(n, device=device)
     rows = max(1, BLOCK_ELEMENTS // n)
     for start in range(0, m, rows):
         block = slice(start, start + rows)
-        scores = on_device(queries[block], device) @ keys_t.T  # (rows, n)
-        if limits is not None:
-            seen = torch.tensor(limits[block], device=device)
-            scores.masked_fill_(columns[None, :] >= seen[:, None], -torch.inf)
-        part_lse = torch.logsumexp(scores, dim=1)
-        finite = torch.isfinite(part_lse)
-        weights = torch.exp(scores - torch.where(finite, part_lse, 0.0)[:, None])
-        output[block] = (weights @ values_t).cpu().numpy()
-        lse[block] = part_lse.cpu().numpy()
+        seen = None if limits is None else torch.tensor(limits[block], device=device)
+        part = tensor_attention(on_device(queries[block], device), keys_t, values_t, seen)
+        output[block], lse[block] = (tensor.cpu().numpy() for tensor in part)
     return output, lse
 
 
-def merge(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def tensor_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, limits: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`partial_attention` for tensors of any float type, on their device and in one block of scores (m, n).
+
+    Computed in float32, also of bfloat16 rows; returns output (m, d) and log-sum-exp (m,), float32.
+    """
+    import torch
+
+    scores = queries.float() @ keys.float().T  # (m, n)
+    if limits is not None:
+        columns = torch.arange(len(keys), device=keys.device)
+        scores.masked_fill_(columns[None, :] >= limits[:, None], -torch.inf)
+    lse = torch.logsumexp(scores, dim=1)
+    weights = torch.exp(scores - torch.where(torch.isfinite(lse), lse, 0.0)[:, None])
+    return weights @ values.float(), lse
+
+
+def merge(parts: Sequence[tuple[Rows, Rows]]) -> tuple[Rows, Rows]:
     """Merges parts (output (m, d), log-sum-exp (m,)) over disjoint keys into attention over their union.
 
-    Exact up to rounding; safe for log-sum-exps of any size, and for empty parts (-inf).
+    Any number of parts, arrays or tensors; tensors stay on their device. Exact up to rounding, computed in
+    float64; safe for log-sum-exps of any size, and for empty parts (-inf). Returns float32.
     """
-    lses = np.stack([np.asarray(lse, np.float64) for _, lse in parts])  # (parts, m)
-    largest = lses.max(axis=0)
-    shifted = np.exp(lses - np.where(np.isfinite(largest), largest, 0.0))
-    total = shifted.sum(axis=0)  # (m,)
-    weights = shifted / np.where(total > 0, total, 1.0)
-    output = sum(w[:, None] * np.asarray(o, np.float64) for w, (o, _) in zip(weights, parts, strict=True))
-    with np.errstate(divide="ignore"):
-        lse = np.log(total) + largest
-    return np.asarray(output, np.float32), lse.astype(np.float32)
+    import torch
+
+    are_arrays = isinstance(parts[0][1], np.ndarray)
+    tensors: Any = [tuple(on_device(rows, "cpu") for rows in part) for part in parts] if are_arrays else parts
+    lses = torch.stack([lse for _, lse in tensors]).double()  # (parts, m)
+    total_lse = torch.logsumexp(lses, dim=0)
+    weights = torch.exp(lses - torch.where(torch.isfinite(total_lse), total_lse, 0.0))
+    merged = torch.zeros_like(tensors[0][0], dtype=torch.float64)
+    for weight, (output, _) in zip(weights, tensors, strict=True):
+        merged += weight[:, None] * output
+    result: Any = merged.float(), total_lse.float()
+    return (result[0].numpy(), result[1].numpy()) if are_arrays else result
 
 
 def best_device() -> str:

@@ -1,14 +1,13 @@
 """Records queries, keys and values where a transformers model hands them to its attention function.
 
 `observed` puts an attention function of our own before the model's; no model file is patched. `probe` learns
-from a short input what the layers do. `Recorder` copies what a run makes off the model's device, block by
-block, to `BackgroundWriter`, which writes while the model goes on.
+from a short input what the layers do. `Recorder` copies what a prefill and decode steps make off the model's
+device, block by block, to `BackgroundWriter`, which writes while the model goes on.
 """
 
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,21 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from ra_bench.attention_hook import attending, check_logits, implementation, own_attention
 from ra_bench.errors import UsageError
 from ra_bench.rope import PROBE_TOKENS, Rotation, find_rotation, watch_unrotated_keys
 
 ATTENTION_NAME = "ra_bench_capture"
-
-# What an attention layer passes beside q, k and v that would make q·k something other than the logit.
-_REFUSED = {
-    "softcap": "attention soft-cap",
-    "s_aux": "learned attention sinks",
-    "position_bias": "position bias",
-}
 
 # Called with the attention module, q (1, heads, n, d), k and v (1, H, n', d), and the keyword arguments.
 Observe = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], None]
@@ -39,12 +30,8 @@ Observe = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, d
 
 @contextmanager
 def observed(model: Any, observe: Observe) -> Iterator[None]:
-    """While it lasts, `observe` sees each attention call of `model`, which computes what it always does.
-
-    The mask function must be registered with the attention function: without one transformers makes no mask
-    at all and, for an attention that does not know `is_causal`, drops causality without a word.
-    """
-    original = model.config.get_text_config(decoder=True)._attn_implementation
+    """While it lasts, `observe` sees each attention call of `model`, which computes what it always does."""
+    original = implementation(model)
 
     def attention(
         module: torch.nn.Module,
@@ -55,18 +42,11 @@ def observed(model: Any, observe: Observe) -> Iterator[None]:
         **kwargs: Any,
     ) -> Any:
         observe(module, query, key, value, kwargs)
-        source = sys.modules[type(module).__module__]  # a model file may have an interface of its own
-        functions = getattr(source, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-        function = functions.get(original, getattr(source, "eager_attention_forward", None))
+        function = own_attention(module, original)
         return function(module, query, key, value, attention_mask, **kwargs)
 
-    AttentionInterface.register(ATTENTION_NAME, attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS[original])
-    model.set_attn_implementation(ATTENTION_NAME)
-    try:
+    with attending(model, ATTENTION_NAME, attention, ALL_MASK_ATTENTION_FUNCTIONS[original]):
         yield
-    finally:
-        model.set_attn_implementation(original)
 
 
 @dataclass(frozen=True)
@@ -118,9 +98,7 @@ def _facts(
     kwargs: dict[str, Any],
     unrotated: dict[str, torch.Tensor],
 ) -> LayerFacts:
-    for name, what in _REFUSED.items():
-        if kwargs.get(name) is not None:
-            raise UsageError(f"--model: layer {layer} has {what}: not supported yet")
+    check_logits(layer, kwargs)
     if value.shape != key.shape:
         raise UsageError(
             f"--model: layer {layer} has keys {tuple(key.shape)} and values {tuple(value.shape)}"
@@ -154,12 +132,16 @@ class Block:
 
 
 class Recorder:
-    """Makes a `Block` of each call of the layers to record. `start` and `step` are set before a forward."""
+    """Makes a `Block` of each layer to record, of what `prefill` tells it, then of each decode step.
+
+    `start` and `step` are set before each step. `group` is G, the query heads of a KV head.
+    """
 
     def __init__(
         self,
         layers: tuple[int, ...],
         kv_heads: tuple[int, ...],
+        group: int,
         query_stride: int,
         dtype: str,
         writer: BackgroundWriter,
@@ -168,11 +150,30 @@ class Recorder:
         self.step: int | None = None
         self._layers = frozenset(layers)
         self._kv_heads = list(kv_heads)
+        self._group = group
         self._query_stride = query_stride
         self._dtype = getattr(torch, dtype)
         self._writer = writer
+        self._queries: list[np.ndarray] = []  # (heads, m, G, d) of each chunk of the layer that runs
 
-    def __call__(
+    def prefill_queries(self, layer: int, start: int, queries: torch.Tensor) -> None:
+        """Takes a chunk's queries (H·G, m, d), the first at token `start`: those of each stride-th token."""
+        if layer not in self._layers:
+            return
+        if start == 0:
+            self._writer.wait_for_room()  # before the copies: at most two layers lie on the host
+        self._queries.append(
+            self._to_host(self._of_heads(queries)[:, -start % self._query_stride :: self._query_stride])
+        )
+
+    def prefill_keys(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Takes the layer's keys and values (H, n, d); its queries are there already."""
+        if layer not in self._layers:
+            return
+        queries, self._queries = np.concatenate(self._queries, axis=1), []
+        self._put(layer, keys, values, queries, self._query_stride)
+
+    def decoded(
         self,
         module: torch.nn.Module,
         query: torch.Tensor,
@@ -180,23 +181,32 @@ class Recorder:
         value: torch.Tensor,
         _: dict[str, Any],
     ) -> None:
+        """Takes what one layer attended with in a decode step; a cache gives the earlier keys too."""
         if module.layer_idx not in self._layers:
             return
-        self._writer.wait_for_room()  # before the copy: at most two layers lie on the host
-        tokens, dim = query.shape[2], query.shape[3]
-        stride = self._query_stride if self.step is None else 1
-        grouped = query[0].view(key.shape[1], -1, tokens, dim)[self._kv_heads, :, ::stride]
+        self._writer.wait_for_room()
+        tokens = query.shape[2]
+        queries = self._to_host(self._of_heads(query[0]))
+        self._put(int(module.layer_idx), key[0, :, -tokens:], value[0, :, -tokens:], queries, 1)
+
+    def _put(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, queries: np.ndarray, stride: int
+    ) -> None:
         self._writer.put(
             Block(
-                layer=int(module.layer_idx),
+                layer=layer,
                 start=self.start,
-                keys=self._to_host(key[0, self._kv_heads, -tokens:]),  # a cache gives the earlier ones too
-                values=self._to_host(value[0, self._kv_heads, -tokens:]),
-                queries=self._to_host(grouped.transpose(1, 2)),
-                query_positions=np.arange(self.start, self.start + tokens, stride, dtype=np.int32),
+                keys=self._to_host(keys[self._kv_heads]),
+                values=self._to_host(values[self._kv_heads]),
+                queries=queries,
+                query_positions=np.arange(self.start, self.start + keys.shape[1], stride, dtype=np.int32),
                 step=self.step,
             )
         )
+
+    def _of_heads(self, queries: torch.Tensor) -> torch.Tensor:
+        """Queries (H·G, m, d) as (heads, m, G, d), of the KV heads recorded."""
+        return queries.unflatten(0, (-1, self._group))[self._kv_heads].transpose(1, 2)
 
     def _to_host(self, vectors: torch.Tensor) -> np.ndarray:
         return vectors.to(self._dtype).cpu().contiguous().numpy()

@@ -3,14 +3,14 @@
     dump(DumpSettings(model="Qwen/Qwen3-8B", out=Path("dump"), context_tokens=32768))
 
 The vectors are those that reach attention, after the rotary embedding. What comes out is `ra_bench.vectors`;
-how they are caught is `ra_bench.capture`. Decoding is greedy and does not stop at an end-of-text token.
+how they are caught is `ra_bench.prefill` and `ra_bench.capture`. Decoding is greedy and does not stop at an
+end-of-text token.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib.metadata
-import inspect
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,12 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from ra_bench import models
 from ra_bench.capture import BackgroundWriter, Block, LayerFacts, Recorder, observed, probe
 from ra_bench.dump_plan import DumpSettings, Plan, make_plan
 from ra_bench.errors import RunError
 from ra_bench.head import Rope
+from ra_bench.prefill import prefill
 from ra_bench.prompts import Document, read_documents
 from ra_bench.vectors import MANIFEST, DataSet, HeadMetadata, HeadName, Kind, is_dump_file
 from ra_bench.writer import DumpWriter, HeadWriter
@@ -58,7 +60,7 @@ def dump(settings: DumpSettings, progress: Callable[[Progress], None] = lambda _
 
     try:
         progress(Progress("load"))
-        running = _start(plan, settings)
+        running = start(plan, settings)
         _remove_old(settings.out)
         with DumpWriter(settings.out, settings.dtype) as writer:
             for document in documents:
@@ -85,7 +87,7 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Session:
+class Session:
     """A loaded model, and what was learned of its layers."""
 
     plan: Plan
@@ -105,7 +107,7 @@ class _Session:
         }
 
 
-def _start(plan: Plan, settings: DumpSettings) -> _Session:
+def start(plan: Plan, settings: DumpSettings) -> Session:
     """Loads the model and tries its layers; raises UsageError for a model that cannot be recorded rightly."""
     model = models.load_model(plan.source, plan.config, plan.device, settings.random_weights, settings.seed)
     layers = probe(model, plan.layers, plan.shape.vocabulary)
@@ -117,56 +119,50 @@ def _start(plan: Plan, settings: DumpSettings) -> _Session:
                 f"{plan.source.name}: layer {layer} has (KV heads, group, head dimension) {found}, "
                 f"its config says {expected}"
             )
-    return _Session(plan, settings, model, layers)
+    return Session(plan, settings, model, layers)
 
 
 def _record(
-    session: _Session, document: Document, dump: DumpWriter, progress: Callable[[Progress], None]
+    session: Session, document: Document, dump: DumpWriter, progress: Callable[[Progress], None]
 ) -> None:
     """Prefills `document`, decodes after it, and writes what the layers asked for made."""
-    files = _DocumentFiles(session, document, dump)
-    num_layers = len(session.plan.shape.layer_kinds)
-    settings = session.settings
+    files = DocumentFiles(session, document, dump)
+    plan, settings = session.plan, session.settings
     with BackgroundWriter(files.write) as writer:
         recorder = Recorder(
-            session.plan.layers, session.plan.kv_heads, settings.query_stride, settings.dtype, writer
+            plan.layers, plan.kv_heads, plan.shape.group, settings.query_stride, settings.dtype, writer
         )
-
-        def observe(module: torch.nn.Module, *arguments: Any) -> None:
-            recorder(module, *arguments)
-            if recorder.step is None:
-                progress(Progress("prefill", int(module.layer_idx) + 1, num_layers, document.name))
-
-        with observed(session.model, observe):
-            _run(session.model, document.token_ids, settings.decode_steps, recorder, progress, document.name)
+        _run(session, document, recorder, progress)
     files.close()
 
 
 @torch.inference_mode()
 def _run(
-    model: Any,
-    token_ids: np.ndarray,
-    decode_steps: int,
-    recorder: Recorder,
-    progress: Callable[[Progress], None],
-    document: str,
+    session: Session, document: Document, recorder: Recorder, progress: Callable[[Progress], None]
 ) -> None:
-    """One forward over the prompt, then one a token, each fed what the last one found likeliest."""
-    takes_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    arguments = {"logits_to_keep": 1} if takes_logits else {}  # all logits of 128K tokens would be 80 GB
-    ids = torch.from_numpy(token_ids)[None].to(model.device)
-    out = model(ids, use_cache=True, **arguments)
-    for step in range(decode_steps):
-        recorder.start, recorder.step = len(token_ids) + step, step
-        token = out.logits[:, -1].argmax(-1, keepdim=True)
-        out = model(token, past_key_values=out.past_key_values, use_cache=True)
-        progress(Progress("decode", step + 1, decode_steps, document))
+    """A prefill of the prompt, then one forward a token, each fed what the last one found likeliest."""
+    model, decode_steps = session.model, session.settings.decode_steps
+    num_layers = len(session.plan.shape.layer_kinds)
+    cache = DynamicCache(config=model.config) if decode_steps else None
+
+    def receive(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        recorder.prefill_keys(layer, keys, values)
+        progress(Progress("prefill", layer + 1, num_layers, document.name))
+
+    ids = torch.from_numpy(document.token_ids)[None].to(model.device)
+    logits = prefill(model, ids, receive, recorder.prefill_queries, cache=cache)
+    with observed(model, recorder.decoded):
+        for step in range(decode_steps):
+            recorder.start, recorder.step = ids.shape[1] + step, step
+            token = logits.argmax(-1, keepdim=True)
+            logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1]
+            progress(Progress("decode", step + 1, decode_steps, document.name))
 
 
-class _DocumentFiles:
+class DocumentFiles:
     """The files of one document, opened as their first rows come."""
 
-    def __init__(self, session: _Session, document: Document, dump: DumpWriter) -> None:
+    def __init__(self, session: Session, document: Document, dump: DumpWriter) -> None:
         self._session = session
         self._document = document
         self._dump = dump
@@ -197,38 +193,41 @@ class _DocumentFiles:
 
     def _file(self, name: HeadName, kind: Kind) -> HeadWriter:
         if (name, kind) not in self._files:
-            metadata = self._metadata.get(name.layer) or self._describe(name.layer)
+            if name.layer not in self._metadata:
+                self._metadata[name.layer] = describe(self._session, self._document, name.layer)
+            metadata = self._metadata[name.layer]
             dim = self._session.layers[name.layer].head_dim
             self._files[name, kind] = self._dump.open(name, kind, dim, metadata)
         return self._files[name, kind]
 
-    def _describe(self, layer: int) -> HeadMetadata:
-        """The layer's metadata, made when its first block comes: the frequencies are then the prefill's."""
-        session, settings, facts = self._session, self._session.settings, self._session.layers[layer]
-        rope, note = self._rope(facts)
-        kind = session.plan.shape.layer_kinds[layer]
-        self._metadata[layer] = HeadMetadata(
-            model=session.plan.source.name,
-            revision=settings.revision or getattr(session.plan.config, "_commit_hash", None) or "",
-            group=facts.group,
-            softmax_scale=facts.softmax_scale,
-            layer_kind="sliding_attention" if facts.window else kind,
-            window=facts.window,
-            rope=rope,
-            rope_note=note,
-            context_tokens=settings.context_tokens,
-            token_hash=self._document.token_hash,
-            prompt=self._document.origin,
-            random_weights=settings.random_weights,
-            versions=versions(),
-        )
-        return self._metadata[layer]
 
-    def _rope(self, facts: LayerFacts) -> tuple[Rope | None, str]:
-        first = self._session.settings.context_tokens
-        if facts.rotation.changes_within(first, first + self._session.settings.decode_steps):
-            return None, "the frequencies change while it decodes"
-        return facts.rotation.read(), facts.rotation.note
+def describe(session: Session, document: Document, layer: int) -> HeadMetadata:
+    """What a dump says of a layer, once its first tokens are there: the frequencies are then theirs."""
+    settings, facts = session.settings, session.layers[layer]
+    rope, note = _rope_of(session, facts)
+    kind = session.plan.shape.layer_kinds[layer]
+    return HeadMetadata(
+        model=session.plan.source.name,
+        revision=settings.revision or getattr(session.plan.config, "_commit_hash", None) or "",
+        group=facts.group,
+        softmax_scale=facts.softmax_scale,
+        layer_kind="sliding_attention" if facts.window else kind,
+        window=facts.window,
+        rope=rope,
+        rope_note=note,
+        context_tokens=settings.context_tokens,
+        token_hash=document.token_hash,
+        prompt=document.origin,
+        random_weights=settings.random_weights,
+        versions=versions(),
+    )
+
+
+def _rope_of(session: Session, facts: LayerFacts) -> tuple[Rope | None, str]:
+    first = session.settings.context_tokens
+    if facts.rotation.changes_within(first, first + session.settings.decode_steps):
+        return None, "the frequencies change while it decodes"
+    return facts.rotation.read(), facts.rotation.note
 
 
 def _remove_old(out: Path) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 
 from ra_bench.head import Head
+
+_POOL_NAME = "ra-bench-heads"
 
 
 @dataclass
@@ -425,9 +428,14 @@ def all_finite(rows: np.ndarray) -> bool:
 
 
 def _over_heads(one: Any, heads: int, threads: int) -> None:
-    if threads == 1 or heads == 1:
-        for h in range(heads):
+    if threads == 1 or heads == 1 or threading.current_thread().name.startswith(_POOL_NAME):
+        for h in range(heads):  # a pool's own thread must not wait for its fellows
             one(h)
         return
-    with ThreadPoolExecutor(min(threads, heads)) as pool:
-        list(pool.map(one, range(heads)))
+    list(_pool(min(threads, heads)).map(one, range(heads)))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: a decoded token asks for them once a layer, and to start them would cost more."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=_POOL_NAME)

@@ -66,7 +66,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     memory = index.nbytes
     unit_row = {
         "transform": spec.transform,
-        "settings": json.dumps(_settings(index)),
+        "settings": json.dumps(settings_of_index(index)),
         "threads": job.threads,
         "seed": job.seed,
         "learn_queries": 0 if learn is None else len(learn),
@@ -219,12 +219,15 @@ def _insert_us_per_key(index: Index, bundle: Bundle) -> float | None:
     return (time.perf_counter() - started) * 1e6 / (len(starts) * INSERT_BLOCK_TOKENS)
 
 
-def _settings(index: Index) -> dict[str, Any]:
+def settings_of_index(index: Index) -> dict[str, Any]:
+    """The build settings of an index: those of the method behind a transform, a wrapper's and its inner's."""
     own: dict[str, Any] = asdict(index) if is_dataclass(index) and not isinstance(index, type) else {}
     inner = getattr(index, "inner", None)  # of a transform, which has no settings, or of a wrapper
     if inner is None:
         return own
-    return own | {"inner": _settings(inner)} if isinstance(index, Wrapper) else _settings(inner)
+    return (
+        own | {"inner": settings_of_index(inner)} if isinstance(index, Wrapper) else settings_of_index(inner)
+    )
 
 
 def _distinct(efforts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

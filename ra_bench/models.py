@@ -156,12 +156,39 @@ def load_tokenizer(source: Source, vocabulary: int, random_weights: bool) -> Tok
     return tokenize
 
 
+def load_chat_tokenizer(source: Source) -> Any:
+    """The model's tokenizer as transformers has it, with its chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **source.arguments)
+    except Exception as error:
+        raise _not_loaded(source, error, "the tokenizer of ") from error
+
+
+def compute_type(config: Any, device: str) -> Any:
+    """The torch type that the model computes in: float32 on the CPU, the type of its config on CUDA."""
+    import torch
+
+    return torch.float32 if device == "cpu" else getattr(config, "dtype", None) or torch.bfloat16
+
+
+def parameters(config: Any) -> int:
+    """How many weights a model of this config has; none is made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def load_model(source: Source, config: Any, device: str, random_weights: bool, seed: int) -> Any:
     """The model, ready to run: float32 on the CPU, the type of its config on CUDA."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if device == "cpu" else getattr(config, "dtype", None) or torch.bfloat16
+    dtype = compute_type(config, device)
     try:
         if random_weights:
             torch.manual_seed(seed)

@@ -16,9 +16,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ra_bench.dump import Progress as Stage
 
+SHARED = ("truth of ", "prefill of ", "building ", "loading ")
+
 
 class Progress:
-    """A watcher of `compare`: the current unit in a status line, each ended unit in a line of its own."""
+    """A watcher of `compare` and `decode`: the current unit in a status line, each ended one in its own line.
+
+    What is not a unit (the truth of a head, a prefill) has a name that begins with one of `SHARED`.
+    """
 
     def __init__(self, console: Console, units: int, done: int, path: Path) -> None:
         self.console, self.units, self.done = console, units, done
@@ -44,7 +49,7 @@ class Progress:
 
     def end(self, name: str, status: str, reason: str) -> None:
         """It ended."""
-        is_unit = not name.startswith("truth of ")
+        is_unit = not name.startswith(SHARED)
         self.done += is_unit
         place = f"{self.done}/{self.units}" if is_unit else "-"
         elapsed_s = time.monotonic() - self.started_s

@@ -41,14 +41,14 @@ def read_documents(prompts: tuple[str, ...], context_tokens: int, tokenize: Toke
     a prompt that cannot be read, is empty, or has fewer tokens.
     """
     if not prompts:
-        ids = _default_tokens(context_tokens, tokenize)
+        ids = default_tokens(context_tokens, tokenize)
         return [_document(0, f"Python {platform.python_version()} standard library", ids, context_tokens)]
     if prompts.count("-") > 1:
         raise UsageError("--prompt - (standard input) can be given once")
     documents = []
     for number, prompt in enumerate(prompts):
         origin = "standard input" if prompt == "-" else f"file {Path(prompt).name}"
-        text = _read(prompt)
+        text = read_text("--prompt", prompt)
         if not text.strip():
             raise UsageError(f"--prompt {prompt} is empty")
         documents.append(_document(number, origin, tokenize(text), context_tokens))
@@ -68,17 +68,21 @@ def _document(number: int, origin: str, token_ids: list[int], context_tokens: in
     return Document(f"doc{number:03}", origin, np.array(token_ids[:context_tokens], np.int64))
 
 
-def _read(prompt: str) -> str:
+def read_text(argument: str, path: str | Path) -> str:
+    """The UTF-8 text of a file, or of standard input for "-"; UsageError names `argument`."""
     try:
-        return sys.stdin.read() if prompt == "-" else Path(prompt).read_text(encoding="utf-8")
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"--prompt {prompt} must be UTF-8 text") from None
+        raise UsageError(f"{argument} {path} must be UTF-8 text") from None
     except OSError as error:
-        raise UsageError(f"--prompt {prompt} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{argument} {path} cannot be read: {error.strerror}") from error
 
 
-def _default_tokens(context_tokens: int, tokenize: Tokenize) -> list[int]:
-    """Tokens of as many sources as it takes. A longer text is tokenized anew: tokens cross seams."""
+def default_tokens(context_tokens: int, tokenize: Tokenize) -> list[int]:
+    """At least `context_tokens` tokens of the standard library's sources, or all that there are.
+
+    A longer text is tokenized anew: tokens cross seams.
+    """
     sources = _standard_library()
     text, wanted_chars = "", context_tokens * 4 + 4096
     for source in sources:

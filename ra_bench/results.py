@@ -92,10 +92,10 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "machine": (_TEXT, "what decides latency: CPU, cores, GPU"),
     "schema": (_COUNT, "schema version of the row"),
 }
-SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()])
 LONG_COLUMNS = [name for name, (kind, _) in COLUMNS.items() if kind == _SAMPLES]
 
 Row = dict[str, Any]
+Columns = Mapping[str, tuple[pa.DataType, str]]
 
 
 def content_address(content: Mapping[str, Any]) -> str:
@@ -106,8 +106,9 @@ def content_address(content: Mapping[str, Any]) -> str:
 class ResultFolder:
     """The folder of one run. Raises UsageError where it holds something else, RunError where disk fails."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], columns: Columns = COLUMNS) -> None:
         self.path = path
+        self._schema = pa.schema([pa.field(name, kind) for name, (kind, _) in columns.items()])
         marker = path / "run.json"
         if path.exists() and not path.is_dir():
             raise UsageError(f"--out must be a folder, got the file '{path}'")
@@ -132,11 +133,14 @@ class ResultFolder:
     def has(self, unit: str) -> bool:
         """Whether the unit's rows have landed and it did not fail: what failed is tried again."""
         path = self._file(unit)
-        return path.exists() and all(row["status"] in DONE for row in _read_rows(path, ["status"]))
+        return path.exists() and all(
+            status in DONE for status in _read_table(path, ["status"])["status"].to_pylist()
+        )
 
     def write(self, unit: str, rows: Iterable[Row]) -> None:
         """Lands the rows of one unit, whole or not at all."""
-        table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], SCHEMA)
+        names = self._schema.names
+        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], self._schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         try:
@@ -151,7 +155,14 @@ class ResultFolder:
         rows: list[Row] = []
         for unit in units:
             if self._file(unit).exists():
-                rows += _read_rows(self._file(unit))
+                rows += self._checked_rows(self._file(unit))
+        return rows
+
+    def _checked_rows(self, path: Path) -> list[Row]:
+        table = _read_table(path)
+        if table.schema != self._schema:
+            raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
+        rows: list[Row] = table.to_pylist()
         return rows
 
     def _file(self, unit: str) -> Path:
@@ -172,14 +183,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
+def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        table = pq.read_table(path, columns=columns)
+        return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"'{path}' is damaged ({error}); delete it and run the same command again") from error
-    if columns is None and table.schema != SCHEMA:
-        raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
-    return table.to_pylist()
 
 
 def _refuse_another_run(marker: Path, identity: Mapping[str, Any]) -> None:

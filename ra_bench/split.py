@@ -92,12 +92,17 @@ def evenly(queries: Queries, group: int, max_rows: int) -> Queries:
     The one sampler of learn queries: live decoding uses it too, so that an index learns from the same.
     """
     tokens = len(queries.vectors) // group
+    keep = np.zeros(tokens, bool)
+    keep[evenly_spaced(tokens, group, max_rows)] = True
+    return queries if keep.all() else queries.blocks(keep, group)
+
+
+def evenly_spaced(tokens: int, group: int, max_rows: int) -> np.ndarray:
+    """Which of `tokens` tokens `evenly` keeps: their numbers (kept,), rising."""
     wanted = max(1, max_rows // group)
     if tokens <= wanted:
-        return queries
-    keep = np.zeros(tokens, bool)
-    keep[np.linspace(0, tokens - 1, wanted).round().astype(int)] = True
-    return queries.blocks(keep, group)
+        return np.arange(tokens)
+    return np.unique(np.linspace(0, tokens - 1, wanted).round().astype(int))
 
 
 def _pool_and_learn(head: HeadVectors) -> tuple[Queries, Queries]:

@@ -81,6 +81,20 @@ class HeadMetadata:
     random_weights: bool
     versions: dict[str, str]
 
+    def head(self, name: HeadName, key_positions: np.ndarray) -> Head:
+        """What an index may know of the head, before there are learn queries."""
+        return Head(
+            model=self.model,
+            document=name.document,
+            layer=name.layer,
+            kv_head=name.kv_head,
+            group=self.group,
+            softmax_scale=self.softmax_scale,
+            layer_kind=self.layer_kind,
+            rope=self.rope,
+            key_positions=key_positions,
+        )
+
     def to_json(self, name: HeadName, kind: Kind) -> str:
         """The metadata of the file that holds `kind` of `name`."""
         about = asdict(self) | name._asdict() | {"schema_version": SCHEMA_VERSION, "kind": kind}
@@ -223,24 +237,14 @@ class DataSet:
             keys=keys.vectors,
             values=values.vectors,
             key_positions=keys.positions,
-            prefill_queries=_scaled(prefill.vectors, metadata.softmax_scale),
+            prefill_queries=scaled(prefill.vectors, metadata.softmax_scale),
             prefill_query_positions=prefill.positions,
             prefill_query_heads=prefill.query_heads,
-            decode_queries=_scaled(decode.vectors, metadata.softmax_scale),
+            decode_queries=scaled(decode.vectors, metadata.softmax_scale),
             decode_query_positions=decode.positions,
             decode_query_heads=decode.query_heads,
             decode_steps=decode.steps,
-            about=Head(
-                model=metadata.model,
-                document=name.document,
-                layer=name.layer,
-                kv_head=name.kv_head,
-                group=metadata.group,
-                softmax_scale=metadata.softmax_scale,
-                layer_kind=metadata.layer_kind,
-                rope=metadata.rope,
-                key_positions=keys.positions,
-            ),
+            about=metadata.head(name, keys.positions),
             metadata=metadata,
         )
 
@@ -356,7 +360,8 @@ def _check_queries(where: str, rows: _Rows, dim: int, kv_head: int, group: int) 
         raise UsageError(f"{where}: query rows must be ordered by token, then by query head")
 
 
-def _scaled(queries: np.ndarray, softmax_scale: float) -> np.ndarray:
+def scaled(queries: np.ndarray, softmax_scale: float) -> np.ndarray:
+    """`queries` as an index gets them: float32, multiplied by the softmax scale, read-only."""
     scaled = queries.astype(np.float32)
     scaled *= np.float32(softmax_scale)
     scaled.flags.writeable = False

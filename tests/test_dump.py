@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import sys
@@ -17,6 +18,7 @@ from ra_bench.arguments import parse_tokens
 from ra_bench.capture import ATTENTION_NAME, BackgroundWriter, observed
 from ra_bench.dump import DumpSettings, dump, make_plan
 from ra_bench.errors import RunError, UsageError
+from ra_bench.prefill import prefill
 from ra_bench.vectors import DataSet
 from ra_bench.writer import HeadWriter
 
@@ -175,6 +177,18 @@ def test_a_part_of_the_layers_and_heads_is_what_the_whole_has(tmp_path, settings
         np.testing.assert_array_equal(
             every[::STRIDE].reshape(-1, tiny_model.DIM), whole.load(name).prefill_queries
         )
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 32])
+def test_the_chunks_of_the_prefill_do_not_show(tmp_path, settings, monkeypatch, chunk_tokens):
+    whole = dump(settings(dtype="float32"))
+    monkeypatch.setattr("ra_bench.dump.prefill", functools.partial(prefill, chunk_tokens=chunk_tokens))
+    chunked = dump(settings(out=tmp_path / "chunked", dtype="float32"))
+    for name in whole.heads:
+        one, other = whole.load(name), chunked.load(name)
+        np.testing.assert_array_equal(one.prefill_query_positions, other.prefill_query_positions)
+        for what in ("keys", "values", "prefill_queries", "decode_queries"):
+            np.testing.assert_allclose(getattr(one, what), getattr(other, what), atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path, settings):

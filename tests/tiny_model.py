@@ -69,12 +69,17 @@ def save_config(folder: Path, family="llama", **changes):
 def save_model(folder: Path, family="llama", **changes):
     """A folder with weights and a tokenizer, whose tokens are bytes."""
     build(family, **changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(**arguments):
+    """A tokenizer whose tokens are bytes."""
     alphabet = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(alphabet, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return folder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **arguments)
 
 
 def token_ids(count, seed=0):

@@ -41,7 +41,7 @@ def fit_router(
     torch.set_num_threads(threads)
     try:
         with torch.enable_grad():
-            all_queries = torch.from_numpy(np.ascontiguousarray(queries, np.float32))
+            all_queries = torch.tensor(np.asarray(queries, np.float32))  # a copy: they may be read-only
             lists = torch.from_numpy(lists_of_query.astype(np.int64))
             weights = torch.tensor(centroids, dtype=torch.float32, requires_grad=True)
             bias = torch.zeros(len(centroids), requires_grad=True)

@@ -1,0 +1,1 @@
+"""Live decoding: any registered index serves a real model's attention."""

@@ -1,0 +1,125 @@
+"""The indexes of one spec over all indexed layers of a sample: built once, restored between runs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench.decode.prefilled import Prefilled
+from ra_bench.index import Index
+from ra_bench.registry import Spec, create
+
+
+class Built:
+    """One index a layer and KV head, in `indexes[layer]`."""
+
+    def __init__(self, spec: Spec, layers: Sequence[int], threads: int, seed: int) -> None:
+        self.spec = Spec(spec.name, spec.settings, {}, spec.transform)  # the effort belongs to a run
+        self.layers = list(layers)
+        self.threads = threads
+        self.seed = seed
+        self.indexes: dict[int, list[Index]] = {}
+        self.build_s = 0.0
+        self.knn_s = 0.0
+        self.learn_queries = 0
+        self._snapshot: tempfile.TemporaryDirectory | None = None
+
+    def build(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
+        """Builds all layers, one after the other, each with all threads; the neighbours' time is apart.
+
+        `learn_sizes` tells how many exact neighbours there are for each number of learn queries.
+        """
+        self.build_s = 0.0
+        wish = create(self.spec)
+        for layer in self.layers:
+            keys, values, queries, abouts = prefilled.index_inputs(
+                layer, wish.learn_queries, learn_sizes.get(wish.learn_queries, 0)
+            )
+            each = max(1, self.threads // len(keys))
+            indexes = [create(self.spec, each, self.seed) for _ in keys]
+            indexes[0].warm_up(keys[0].shape[1])
+            started_s = time.perf_counter()
+            type(indexes[0]).build_layer(indexes, keys, values, queries, abouts, self.threads)
+            self.build_s += time.perf_counter() - started_s
+            self.learn_queries = 0 if queries is None else len(queries[0])
+            self.indexes[layer] = indexes
+        self.knn_s = prefilled.knn_s(wish.learn_queries) if wish.learn_queries else 0.0
+
+    @property
+    def can_insert(self) -> bool:
+        """Whether tokens that leave the window can join the indexes."""
+        return all(index.can_insert for index in self._all)
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the indexes beyond the rows."""
+        return sum(index.nbytes.host for index in self._all)
+
+    @property
+    def device_bytes(self) -> int:
+        """The same on the device."""
+        return sum(index.nbytes.device for index in self._all)
+
+    @property
+    def tokens(self) -> int:
+        """Keys in each index."""
+        return len(self._all[0].keys)
+
+    def save(self) -> None:
+        """Keeps the indexes as they are now, to `restore` them; once, where they can be saved."""
+        if self._snapshot is not None:
+            return
+        folder = tempfile.TemporaryDirectory(prefix="ra-bench-indexes-")
+        try:
+            for layer, number, index in self._numbered:
+                index.save(Path(folder.name, f"{layer}-{number}"))
+        except NotImplementedError:
+            folder.cleanup()
+            return
+        self._snapshot = folder
+
+    def restore(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
+        """Undoes all insertions: from what `save` kept, or by building anew, on nobody's time."""
+        if self._snapshot is None:
+            times = self.build_s, self.knn_s
+            self.build(prefilled, learn_sizes)
+            self.build_s, self.knn_s = times
+            return
+        for layer, number, index in self._numbered:
+            index.restore(Path(self._snapshot.name, f"{layer}-{number}"), mmap=False)
+
+    def choose_effort(self, prefilled: Prefilled, k: int, least_share: float) -> dict[str, Any]:
+        """The cheapest setting of the sweep that reads `least_share` of the keys a query, or the dearest.
+
+        Tried with the queries of the prompt's last tokens, on one head of a few layers. Empty where the
+        method hides what it reads.
+        """
+        layers = self.layers[:: max(1, len(self.layers) // 4)]
+        tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
+        efforts = tries[0][0].effort_sweep(self.tokens, k)
+        for effort in efforts:
+            works = [index.search(queries, k, **effort).work.keys_read for index, queries in tries]
+            if any(work is None for work in works):
+                return {}
+            if np.mean([np.mean(work) for work in works if work is not None]) >= least_share * self.tokens:
+                return effort
+        return efforts[-1]
+
+    def close(self) -> None:
+        """Removes what `save` kept."""
+        if self._snapshot is not None:
+            self._snapshot.cleanup()
+            self._snapshot = None
+
+    @property
+    def _numbered(self) -> list[tuple[int, int, Index]]:
+        return [(layer, h, index) for layer in self.layers for h, index in enumerate(self.indexes[layer])]
+
+    @property
+    def _all(self) -> list[Index]:
+        return [index for _, _, index in self._numbered]

@@ -1,0 +1,157 @@
+"""A layer whose old tokens lie in indexes in host memory: one `Index` a KV head.
+
+On the device stay the sinks and the recent window (RetrievalAttention, arXiv 2409.10516, section 3.3), and
+behind the window the tokens that left it and are not inserted yet: they are attended exactly. A step sends
+its queries to the host, attends over the device's tokens while the CPU searches and attends over what it
+found, and merges the two by their log-sum-exps; only outputs and log-sum-exps come back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ra_bench.decode.cache import DecodeLayer
+from ra_bench.decode.device_attention import merge_two
+from ra_bench.decode.slots import Slots
+from ra_bench.errors import RunError
+from ra_bench.index import Index, Partial, Work
+from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
+
+INSERT_BLOCK_TOKENS = 64
+STATIC_TOKENS = SINK_TOKENS + RECENT_TOKENS
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How a layer searches: `k` results a query, the effort, and the threads of one native call.
+
+    `stored` is the type of the index's rows, to which queries are rounded too, as a dump would.
+    """
+
+    k: int
+    effort: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    stored: torch.dtype = torch.float16
+
+
+class IndexedLayer(DecodeLayer):
+    """Sinks and recent tokens on the device, all others in `indexes`, one a KV head."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        rows: tuple[torch.Tensor, torch.Tensor],
+        indexes: Sequence[Index],
+        group: int,
+        retrieval: Retrieval,
+    ) -> None:
+        super().__init__(slots, rows)
+        self.indexes = list(indexes)
+        self.retrieval = retrieval
+        self.works: list[list[Work]] = []  # a step each
+        self.inserted_tokens = 0
+        self.watcher: Any = None  # is shown each step's queries and what came of them (numpy), for tests
+        heads, _, d = rows[0].shape
+        device = slots.next.device
+        pinned = device.type == "cuda"
+        self._queries = torch.empty(heads, group, d, pin_memory=pinned)
+        # Outputs, then log-sum-exps, so that both come back in one copy.
+        self._found = torch.empty(heads * group * (d + 1), pin_memory=pinned)
+        self._found_here = torch.empty_like(self._found, device=device)
+        self._shape = (heads, group, d)
+        output, lse = self._parts(self._found)
+        self._partial = Partial(output.numpy(), lse.numpy(), Work())
+        self._sent = torch.cuda.Event() if pinned else None
+        self._stateful = type(self.indexes[0]).observe is not Index.observe
+
+    @property
+    def last_queries(self) -> np.ndarray:
+        """The queries (H, G, d) of the last step, scaled."""
+        return self._queries.numpy()
+
+    def attend(self, queries: torch.Tensor, scale: float) -> torch.Tensor:
+        """The merged attention over the device's tokens and what the indexes find."""
+        self.track.cut("model")
+        rounded = queries.to(self.retrieval.stored).float()
+        self._queries.copy_(rounded * scale, non_blocking=True)
+        self.track.cut("copy", self._note_sent)
+        output, lse = self.attend_buffer(queries, scale)
+        self.track.cut("gpu_attention", self._find)
+        self._found_here.copy_(self._found, non_blocking=True)
+        merged = merge_two(output, lse, *self._parts(self._found_here))
+        self.track.cut("merge")
+        return merged
+
+    def _note_sent(self) -> None:
+        if self._sent is not None:
+            self._sent.record()
+
+    def _find(self) -> float:
+        """The host's part: searches and attends for all heads of the layer in one call; gives its seconds."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        queries = self._queries.numpy()
+        how = self.retrieval
+        started_s = time.perf_counter()
+        works = type(self.indexes[0]).attend_layer(
+            self.indexes, queries, how.k, self._partial, threads=how.threads, **how.effort
+        )
+        found_s = time.perf_counter() - started_s
+        if not np.isfinite(self._partial.output).all() or np.isnan(self._partial.lse).any():
+            raise RunError("the index gave an attention that is not finite")
+        if self.rehearsing:
+            return found_s
+        self.works.append(works)
+        if self._stateful:
+            for index, rows in zip(self.indexes, queries, strict=True):
+                index.observe(rows)
+        if self.watcher is not None:
+            self.watcher(self, queries, self._partial)
+        return found_s
+
+    def insert_oldest(self, tokens: int) -> None:
+        """Moves the `tokens` oldest tokens behind the sinks into the indexes. `Slots.drop` follows."""
+        assert self.keys is not None
+        assert self.values is not None
+        block = slice(SINK_TOKENS, SINK_TOKENS + tokens)
+        stored = self.retrieval.stored
+        keys = self.keys[:, block].to(stored).cpu().numpy()
+        values = self.values[:, block].to(stored).cpu().numpy()
+        for index, head_keys, head_values in zip(self.indexes, keys, values, strict=True):
+            index.insert(head_keys, head_values)
+        self.inserted_tokens += tokens
+        filled = self.slots.filled
+        for buffer in (self.keys, self.values):
+            buffer[:, SINK_TOKENS : filled - tokens] = buffer[:, block.stop : filled].clone()
+
+    def _parts(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heads, group, d = self._shape
+        outputs = heads * group * d
+        return flat[:outputs].view(heads, group, d), flat[outputs:].view(heads, group)
+
+
+def would_insert(layers: Sequence[IndexedLayer]) -> bool:
+    """Whether the step that comes will be followed by an insertion."""
+    return layers[0].slots.filled + 1 - STATIC_TOKENS >= INSERT_BLOCK_TOKENS
+
+
+def insert_left(layers: Sequence[IndexedLayer]) -> float:
+    """Inserts the tokens that have left the window, if they make a block; returns the seconds it took.
+
+    All `layers` share their slots. Called between steps, while no search runs.
+    """
+    slots = layers[0].slots
+    left = slots.filled - STATIC_TOKENS
+    if left < INSERT_BLOCK_TOKENS:
+        return 0.0
+    started_s = time.perf_counter()
+    for layer in layers:
+        layer.insert_oldest(left)
+    slots.drop(left)
+    return time.perf_counter() - started_s

@@ -1,0 +1,314 @@
+"""What `ra-bench decode` is asked for, and every refusal that needs no weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_bench import dump_plan, models
+from ra_bench.compare import source_hash
+from ra_bench.decode.arms import BASELINES, WINDOW, Arm, make_arms
+from ra_bench.decode.indexed import STATIC_TOKENS
+from ra_bench.decode.rows import SCHEMA_VERSION
+from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, make_samples
+from ra_bench.environment import environment, machine_class
+from ra_bench.errors import UsageError, unknown
+from ra_bench.prompts import read_text
+from ra_bench.registry import create, index_class, parse
+from ra_bench.results import content_address
+from ra_bench.vectors import MANIFEST
+
+RANDOM_TASK = "random"  # of random weights: nothing is asked
+RANDOM_STEPS = 32
+SERVED_KINDS = ("full_attention", "sliding_attention")
+PROTOCOLS = ("question-sparse", "question-dense")
+CAPTURES = ("auto", "eager")
+# Modules beside ra_bench/decode/ that decide what a row says.
+MEASURING = ("attention_hook", "index", "prefill", "split", "truth", "vectors")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to decode; the command line's arguments. `max_new_tokens` None: as the task has it."""
+
+    model: str
+    indexes: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
+    context_tokens: int = 4096
+    limit: int = 5
+    ks: tuple[int, ...] = (100,)
+    protocol: str = "question-sparse"
+    baselines: tuple[str, ...] = BASELINES
+    dense_layers: tuple[int, ...] = ()
+    min_keys_read: float | None = None
+    max_new_tokens: int | None = None
+    dtype: str = "float16"
+    device: str = "auto"
+    capture: str = "auto"
+    threads: int = field(default_factory=lambda: int(environment()["cores"]))
+    seed: int = 0
+    random_weights: bool = False
+    revision: str | None = None
+    rope_scaling: str | None = None
+    text: Path | None = None
+    record: Path | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples and the runs of each, on a model that can serve them."""
+
+    settings: Settings
+    model: dump_plan.Plan
+    arms: list[Arm]
+    samples: list[Sample]
+    indexed_layers: tuple[int, ...]
+    tokenizer: Any
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all rows of one result folder share; tasks, indexes and k may differ between commands."""
+        asked = self.settings
+        shared = (
+            *("context_tokens", "protocol", "min_keys_read", "max_new_tokens", "dtype", "capture"),
+            *("threads", "seed", "random_weights", "revision", "rope_scaling"),
+        )
+        facts = {name: getattr(asked, name) for name in shared}
+        facts["dense_layers"] = list(asked.dense_layers)
+        model = {"model": self.model.source.name, "device": self.model.device}
+        return {"verb": "decode", "schema": SCHEMA_VERSION} | model | facts
+
+    def address(self, sample: Sample, arm: Arm) -> str:
+        """The content address of one run of one sample."""
+        ids = np.array([*sample.context_ids, -1, *sample.question_ids], "<i8").tobytes()
+        content = {
+            "sample": [sample.task, sample.number, hashlib.sha256(ids).hexdigest(), sample.max_new_tokens],
+            "arm": [arm.name, arm.k],
+            "source": "" if arm.spec is None else method_hash(arm.spec.name),
+            "harness": harness_hash(),
+            "machine": machine_class(),
+        }
+        return content_address(self.identity | content)
+
+    @property
+    def recorded(self) -> Arm | None:
+        """The run that `--record` records: the first of the first index asked for."""
+        if self.settings.record is None:
+            return None
+        first = str(parse(self.settings.indexes[0]))
+        return next(arm for arm in self.arms if arm.name == first)
+
+    def stop_tokens(self, model: Any) -> frozenset[int]:
+        """The tokens that end an answer; none with random weights, whose tokens mean nothing."""
+        if self.tokenizer is None:
+            return frozenset()
+        ends = [self.tokenizer.eos_token_id]
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        ends += configured if isinstance(configured, list) else [configured]
+        return frozenset(end for end in ends if end is not None)
+
+    def steps(self, sample: Sample) -> int:
+        """The most tokens that are decoded one by one."""
+        return len(sample.question_ids) + self.new_tokens(sample)
+
+    def new_tokens(self, sample: Sample) -> int:
+        """The longest answer; none where the sample is teacher-forced."""
+        if sample.task == FIDELITY:
+            return 0
+        asked = self.settings.max_new_tokens
+        return sample.max_new_tokens if asked is None else asked
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Checks everything that can be checked before the model is loaded; raises UsageError."""
+    check_numbers(settings)
+    specs = [parse(text) for text in settings.indexes]
+    for spec in specs:
+        create(spec)
+    tasks = _tasks(settings)
+    model, indexed = plan_model(settings)
+    tokenizer = None if settings.random_weights else models.load_chat_tokenizer(model.source)
+    samples = _samples(settings, tasks, model.shape.vocabulary, tokenizer)
+    arms = make_arms(specs, settings.ks, settings.baselines)
+    plan = Plan(settings, model, arms, samples, indexed, tokenizer)
+    _check_lengths(plan)
+    _check_record(plan)
+    return plan
+
+
+def plan_model(settings: Settings) -> tuple[dump_plan.Plan, tuple[int, ...]]:
+    """The model, and the layers that an index serves; UsageError for one that cannot be served."""
+    device = models.choose_device(settings.device)
+    source = models.find(settings.model, settings.revision, settings.trust_remote_code)
+    config = models.load_config(source, settings.rope_scaling)
+    shape = models.shape(config)
+    for layer, kind in enumerate(shape.layer_kinds):
+        if kind not in SERVED_KINDS:
+            raise UsageError(f"--model: layer {layer} is {kind}: not supported in live decoding")
+    served = [layer for layer, kind in enumerate(shape.layer_kinds) if kind == "full_attention"]
+    for layer in settings.dense_layers:
+        if layer >= len(shape.layer_kinds):
+            raise UsageError(f"--dense-layers {layer} does not exist: the model has {len(shape.layer_kinds)}")
+    indexed = tuple(layer for layer in served if layer not in settings.dense_layers)
+    if not indexed:
+        raise UsageError("--model has no layer left for an index: all are sliding or in --dense-layers")
+    every_head = tuple(range(shape.num_kv_heads))
+    every_layer = tuple(range(len(shape.layer_kinds)))
+    return dump_plan.Plan(source, config, shape, every_layer, every_head, device, 0), indexed
+
+
+@cache
+def method_hash(name: str) -> str:
+    """Content hash of the code of a method, as it was when the run began."""
+    return source_hash(index_class(name))
+
+
+@cache
+def harness_hash() -> str:
+    """Content hash of the code that decodes and measures: changed code is measured anew."""
+    package = Path(__file__).parent
+    files = [*sorted(package.rglob("*.py")), *(package.parent / f"{name}.py" for name in MEASURING)]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name not in ("table.py", "rows.py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raises UsageError for a number or a choice that is not allowed."""
+    at_least = {
+        "--context": settings.context_tokens,
+        "--limit": settings.limit,
+        "--threads": settings.threads,
+    }
+    at_least |= {"--k": min(settings.ks)}
+    if settings.max_new_tokens is not None:
+        at_least["--max-new-tokens"] = settings.max_new_tokens
+    for argument, value in at_least.items():
+        if value < 1:
+            raise UsageError(f"{argument} must be at least 1, got {value}")
+    if settings.seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {settings.seed}")
+    if settings.min_keys_read is not None and not 0 < settings.min_keys_read <= 1:
+        raise UsageError(
+            f"--min-keys-read must be a share above 0, at most 1, got {settings.min_keys_read:g}"
+        )
+    for argument, choice, known in (
+        ("--protocol", settings.protocol, PROTOCOLS),
+        ("--capture", settings.capture, CAPTURES),
+        ("--dtype", settings.dtype, ("float16", "float32")),
+    ):
+        if choice not in known:
+            raise UsageError(f"{argument} must be one of {', '.join(known)}, got '{choice}'")
+    for name in settings.baselines:
+        if name not in BASELINES:
+            raise unknown("baseline", name, BASELINES)
+
+
+def _tasks(settings: Settings) -> tuple[str, ...]:
+    if settings.random_weights:
+        if settings.tasks:
+            raise UsageError("--tasks: a model with --random-weights cannot answer; leave --tasks out")
+        return (RANDOM_TASK,)
+    for task in settings.tasks:
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
+    return settings.tasks or ("passkey",)
+
+
+def _samples(settings: Settings, tasks: tuple[str, ...], vocabulary: int, tokenizer: Any) -> list[Sample]:
+    if settings.random_weights:
+        rng = np.random.default_rng(settings.seed)
+        ids = rng.integers(0, vocabulary, (settings.limit, settings.context_tokens)).tolist()
+        return [
+            Sample(RANDOM_TASK, number, tuple(row[:-1]), tuple(row[-1:]), (), RANDOM_STEPS)
+            for number, row in enumerate(ids)
+        ]
+    text = None if settings.text is None else read_text("--text", settings.text)
+    count, tokens, seed = settings.limit, settings.context_tokens, settings.seed
+    return [sample for task in tasks for sample in make_samples(task, tokens, count, tokenizer, seed, text)]
+
+
+def _check_lengths(plan: Plan) -> None:
+    """What each sample needs against what the model, an index and the memory can hold."""
+    longest_allowed, name = plan.model.shape.max_tokens, plan.model.source.name
+    for sample in plan.samples:
+        longest = len(sample.context_ids) + plan.steps(sample)
+        if longest_allowed is not None and longest > longest_allowed:
+            raise UsageError(
+                f"--context {plan.settings.context_tokens}: {sample.task} needs {longest} tokens with its"
+                f" answer, {name} can hold {longest_allowed}; see --rope-scaling"
+            )
+        if len(sample.context_ids) <= STATIC_TOKENS:
+            raise UsageError(
+                f"--context {plan.settings.context_tokens}: {sample.task} has a context of"
+                f" {len(sample.context_ids)} tokens, and an index needs more than the {STATIC_TOKENS} of"
+                " sinks and window"
+            )
+    tokens = max(len(sample.context_ids) + len(sample.question_ids) for sample in plan.samples)
+    needed, available = _needed_bytes(plan, tokens), _available_bytes()
+    if available is not None and needed > available:
+        raise UsageError(
+            f"--context {plan.settings.context_tokens}: weights, keys and values of {tokens} tokens need"
+            f" {needed / 1e9:.1f} GB of host memory without the indexes, {available / 1e9:.1f} GB are free"
+        )
+    if plan.model.device == "cuda":
+        _check_gpu(plan, tokens)
+
+
+def _needed_bytes(plan: Plan, tokens: int) -> int:
+    """Host memory of weights (on the CPU) and of keys and values in the model's and the index's type."""
+    shape = plan.model.shape
+    row_elements = 2 * shape.num_kv_heads * shape.head_dim
+    model_size = models.compute_type(plan.model.config, plan.model.device).itemsize
+    stored_size = np.dtype(plan.settings.dtype).itemsize
+    own = tokens * row_elements * len(shape.layer_kinds) * model_size
+    stored = tokens * row_elements * len(plan.indexed_layers) * stored_size
+    weights = 0 if plan.model.device == "cuda" else models.parameters(plan.model.config) * model_size
+    return own + weights + (0 if model_size == stored_size == 4 else stored)
+
+
+def _available_bytes() -> int | None:
+    """Memory that a new process may take, where the system tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _check_gpu(plan: Plan, tokens: int) -> None:
+    import torch
+
+    text = plan.model.config.get_text_config(decoder=True)
+    shape = plan.model.shape
+    size = models.compute_type(plan.model.config, "cuda").itemsize
+    weights = models.parameters(plan.model.config) * size
+    # The hidden states twice, one layer's keys and values, and a chunk's MLP, small beside them.
+    prefill = tokens * size * (2 * text.hidden_size + 2 * shape.num_kv_heads * shape.head_dim)
+    free, _ = torch.cuda.mem_get_info()
+    if weights + prefill > free:
+        raise UsageError(
+            f"--context {plan.settings.context_tokens}: weights need {weights / 1e9:.1f} GB of GPU memory and"
+            f" the prefill {prefill / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        )
+
+
+def _check_record(plan: Plan) -> None:
+    record = plan.settings.record
+    if record is None:
+        return
+    if record.exists() and (not record.is_dir() or any(record.iterdir())):
+        what = "a finished dump" if (record / MANIFEST).exists() else "something else"
+        raise UsageError(f"--record {record} must be a new folder, it holds {what}")
+    if not plan.settings.indexes or str(parse(plan.settings.indexes[0])) == WINDOW:
+        raise UsageError("--record needs an index in --indexes: it records what the first one decoded")

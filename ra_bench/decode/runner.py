@@ -1,0 +1,230 @@
+"""One run of one sample: makes the cache, decodes through it, and gives the row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ra_bench.capture import Recorder
+from ra_bench.decode.answer import Answer, answer
+from ra_bench.decode.arms import DENSE, DENSE_HOST, Arm, CacheMaker
+from ra_bench.decode.built import Built
+from ra_bench.decode.cache import DecodeCache
+from ra_bench.decode.graphs import GraphTrack
+from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left, would_insert
+from ra_bench.decode.measures import costs, search_share, work_of
+from ra_bench.decode.plan import Plan
+from ra_bench.decode.prefilled import Prefilled
+from ra_bench.decode.step import Stepper
+from ra_bench.decode.tasks import FIDELITY, Sample, compare_logits, score
+from ra_bench.decode.track import CudaTrack, HostTrack, Track
+from ra_bench.errors import UsageError
+from ra_bench.measure import settings_of_index
+from ra_bench.results import Row
+
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+
+
+class Runner:
+    """All runs of one sample on one prefill. `recorder` is shown what the run to be recorded decodes."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sample: Sample,
+        prefilled: Prefilled,
+        learn_sizes: Mapping[int, int],
+        recorder: Recorder | None,
+    ) -> None:
+        self.learn_sizes = learn_sizes
+        self._plan = plan
+        self._sample = sample
+        self._prefilled = prefilled
+        self._recorder = recorder
+        self._model = prefilled.session.model
+        self._on_gpu = self._model.device.type == "cuda"
+        self._dense_logits: np.ndarray | None = None
+
+    def run(self, arm: Arm, built: Built | None = None, more: bool = False) -> Row:
+        """The row of a run, on `built` where it has an index, which is restored if `more` runs follow on it.
+
+        A run that fails gives a row with the reason. Raises UsageError for a model that cannot be served.
+        """
+        if arm.name == DENSE_HOST and not self._on_gpu:
+            return {"status": "skipped", "reason": "no GPU: the model's cache is in host memory already"}
+        try:
+            if built is None:
+                return self._baseline(arm)
+            return self._indexed(arm, built, more)
+        except UsageError:
+            raise
+        except Exception as error:  # an index may raise anything
+            return failure(error, "decoding")
+
+    def _baseline(self, arm: Arm) -> Row:
+        maker = self._maker()
+        if arm.name == DENSE:
+            cache = maker.dense()
+        elif arm.name == DENSE_HOST:
+            cache = maker.dense_host()
+        else:
+            cache = maker.window(arm.k or 0)
+        row, made = self._decode(cache)
+        is_dense = arm.name in (DENSE, DENSE_HOST)
+        if arm.name == DENSE:
+            self._dense_logits = made.logits
+        on_device = sum(layer.device_bytes for layer in cache.layers)
+        on_host = self._kv_bytes(stored=False) if arm.name == DENSE_HOST else 0
+        return (
+            row
+            | self._quality(made)
+            | costs(made.steps, None)
+            | {
+                "tail": "exact" if is_dense else "dropped",
+                "keys_read": self._prefilled.tokens if is_dense else None,
+                "bytes_read": on_device + on_host,
+                "device_kv_bytes": on_device,
+                "host_kv_bytes": on_host,
+                "index_bytes": 0,
+            }
+        )
+
+    def _indexed(self, arm: Arm, built: Built, more: bool) -> Row:
+        assert arm.spec is not None
+        assert arm.k is not None
+        asked = self._plan.settings
+        effort = dict(arm.spec.effort)
+        if asked.min_keys_read is not None and not effort:
+            effort = built.choose_effort(self._prefilled, arm.k, asked.min_keys_read)
+        keys, index_bytes = built.tokens, built.host_bytes
+        retrieval = Retrieval(arm.k, effort, asked.threads, getattr(torch, asked.dtype))
+        recorder = self._recorder if arm == self._plan.recorded else None
+        cache = self._maker(eager=recorder is not None).indexed(built, retrieval)
+        layers = [layer for layer in cache.layers if isinstance(layer, IndexedLayer)]
+        row, made = self._decode(cache, layers, built, built.save if more else None, recorder)
+        row |= self._quality(made) | work_of(layers, keys) | costs(made.steps, search_share(layers))
+        inserted = layers[0].inserted_tokens
+        if inserted and more:
+            built.restore(self._prefilled, self.learn_sizes)
+        return row | {
+            "effort": json.dumps(effort),
+            "settings": json.dumps(settings_of_index(layers[0].indexes[0])),
+            "indexed_layers": len(layers),
+            "indexed_keys": keys,
+            "learn_queries": built.learn_queries,
+            "tail": "inserted" if built.can_insert else "exact",
+            "inserted_tokens": inserted,
+            "build_s": built.build_s,
+            "knn_s": built.knn_s,
+            "ttft_build_s": row["ttft_s"] + built.build_s + built.knn_s,
+            "device_kv_bytes": sum(layer.device_bytes for layer in cache.layers),
+            "host_kv_bytes": self._kv_bytes(stored=True),
+            "index_bytes": index_bytes,
+        }
+
+    def _decode(
+        self,
+        cache: DecodeCache,
+        layers: Sequence[IndexedLayer] = (),
+        built: Built | None = None,
+        before_insert: Callable[[], None] | None = None,
+        recorder: Recorder | None = None,
+    ) -> tuple[Row, Answer]:
+        inserts = built is not None and built.can_insert
+
+        def insert() -> float:
+            return insert_left(layers) if inserts else 0.0
+
+        def before_step(number: int) -> None:
+            if inserts and before_insert is not None and would_insert(layers):
+                before_insert()
+            if recorder is not None:
+                recorder.start, recorder.step = self._prefilled.tokens + number, number
+
+        forced, new_tokens = self._given()
+        assert self._prefilled.logits is not None
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode(), cache.serving(self._model):
+            cache.recorder = recorder
+            stepper = Stepper(self._model, cache, insert)
+            capture_s = stepper.prepare()
+            made = answer(
+                stepper,
+                self._prefilled.logits,
+                forced,
+                new_tokens,
+                self._plan.stop_tokens(self._model),
+                self._teacher_forced,
+                before_step,
+            )
+        ttft_s = self._prefilled.seconds + made.question_s
+        row: Row = {
+            "status": "ok",
+            "reason": "",
+            "question_tokens": made.forced,
+            "answer_tokens": len(made.tokens),
+            "ttft_s": ttft_s,
+            "ttft_build_s": ttft_s,
+            "capture": cache.track.capture,
+            "note": cache.track.note,
+            "capture_s": capture_s,
+            "decode_device_bytes": torch.cuda.max_memory_allocated() if self._on_gpu else 0,
+        }
+        return row, made
+
+    def _quality(self, made: Answer) -> Row:
+        if self._teacher_forced:
+            if self._dense_logits is None or made.logits is None:
+                return {}
+            found = compare_logits(self._dense_logits, made.logits, self._sample.question_ids[1:])
+            return {
+                "kl": float(found.kl.mean()),
+                "top1_agreement": float(found.agrees.mean()),
+                "delta_nll": float(found.delta_nll.mean()),
+            }
+        if self._plan.tokenizer is None:
+            return {}
+        text = self._plan.tokenizer.decode(made.tokens, skip_special_tokens=True)
+        return {"text": text, "score": score(self._sample.task, self._sample, text)}
+
+    @property
+    def _teacher_forced(self) -> bool:
+        return self._sample.task == FIDELITY
+
+    def _given(self) -> tuple[Sequence[int], int]:
+        """The tokens that are fed one by one, and the most that are then made."""
+        question = self._sample.question_ids
+        if self._teacher_forced:
+            return question[:-1], 0
+        forced = question if self._plan.settings.protocol == "question-sparse" else ()
+        return forced, self._plan.new_tokens(self._sample)
+
+    def _maker(self, eager: bool = False) -> CacheMaker:
+        track: Track = HostTrack()
+        if self._on_gpu:
+            as_graphs = self._plan.settings.capture == "auto" and not eager
+            track = GraphTrack() if as_graphs else CudaTrack()
+        steps = self._plan.steps(self._sample)
+        return CacheMaker(self._prefilled, steps, track, self._plan.indexed_layers)
+
+    def _kv_bytes(self, stored: bool) -> int:
+        """Keys and values on the host of the layers that an index serves, in its type or the model's."""
+        total = 0
+        for layer in self._plan.indexed_layers:
+            rows = self._prefilled.layers[layer]
+            held = rows.stored_keys if stored else rows.keys
+            assert held is not None
+            total += 2 * held.nbytes
+        return total
+
+
+def failure(error: Exception, doing: str) -> Row:
+    """The row of a run that failed."""
+    message = " ".join(str(error).split())
+    reason = f"{doing}: {type(error).__name__}: {message}"[:500]
+    full = isinstance(error, OUT_OF_MEMORY)
+    return {"status": "oom" if full else "failed", "reason": reason}
