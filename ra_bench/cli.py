@@ -303,6 +303,24 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         raise typer.Exit(1)
 
 
+@app.command()
+def drift(
+    indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
+    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    tokens: Annotated[int, typer.Option(help="Keys that are inserted.")] = 8192,
+    recall: Annotated[float, typer.Option(help="Recall@100 that the index built whole has to reach.")] = 0.95,
+    threads: Annotated[int, typer.Option(help="Threads of builds; inserts take one.")] = 1,
+) -> None:
+    """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
+    from ra_bench.datasets.sample import sample_path
+    from ra_bench.drift import measure_drift, table
+    from ra_bench.vectors import DataSet
+
+    dump = DataSet.open(sample_path() if data is None else data)
+    for line in table(measure_drift(dump, _names(indexes), tokens, recall, threads)):
+        print(line, flush=True)
+
+
 @app.command("list")
 def list_indexes(as_json: Json = False) -> None:
     """Lists the registry: every index, what it is, and whether it can run here."""
