@@ -2,10 +2,10 @@
 
     ra-bench drift --data DUMP --indexes ra,qivf --tokens 16384
 
-The grown index is built on all but the last `tokens` keys and then takes them in blocks, on one thread, as they
-would leave the window of a decoding model. Both learn from the queries before those keys alone, as both would
-where a model decoded them, and answer the same test queries at the cheapest effort with which the whole one
-reaches `--recall`.
+The grown index is built on all but the last `tokens` keys and then takes them in blocks, on one thread, as
+they would leave the window of a decoding model. Both learn from the queries before those keys alone, as both
+would where a model decoded them, and answer the same test queries at the cheapest effort with which the whole
+one reaches `--recall`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure_drift(
         for spec in specs:
             whole = create(spec, threads, seed)
             task.build(whole, n, n - tokens)
-            sweep = [effort | whole.fixed_effort for effort in whole.effort_sweep(n, K)]
+            sweep = [{**effort, **whole.fixed_effort} for effort in whole.effort_sweep(n, K)]
             for effort in sweep:
                 recall_whole, read_whole = task.answer(whole, effort)
                 if recall_whole >= recall:

@@ -50,8 +50,8 @@ class Ra(Index):
 
     A key has up to `degree` links, up to `query_degree` of them from learn queries, chosen from `candidates`
     keys; `beam` is the pool of the search that finds the others (0: no such search). A search starts from
-    `seeds` keys of the nearest of `centroids` groups of learn queries. Up to `kept_queries` of those stay (one
-    for 16 keys at most), to link the keys that are inserted later.
+    `seeds` keys of the nearest of `centroids` groups of learn queries. Up to `kept_queries` of those stay
+    (one for 16 keys at most), to link the keys that are inserted later.
     """
 
     kind: ClassVar[str] = "search"
