@@ -32,7 +32,8 @@ ALWAYS = ("flat", "window", "random")
 MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherwise
 # The modules of the harness that decide what a row says.
 MEASURING = (
-    *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
+    *("attention", "head", "index", "measure", "metrics", "prepare", "snapshot", "split"),
+    *("timing", "transform"),
     *("truth", "vectors", "scoring", "encoding", "rerank", "choosing", "partition", "compressor", "wrapper"),
 )
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.

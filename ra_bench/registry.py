@@ -143,6 +143,10 @@ def parse(text: str) -> Spec:
         raise UsageError(f"index '{text}': '{name}' takes no index in parentheses, got '{inner_text}'")
     if wraps and transform != "none":
         raise UsageError(f"index '{text}': a wrapper takes no transform; write {name}(SPEC@{transform})")
+    if not cls.has_search and transform != "none":
+        raise UsageError(
+            f"index '{text}': '{name}' has no search, and takes no transform, got '@{transform}'"
+        )
     inner = parse(inner_text) if inner_text is not None else None
     fields, efforts = settings_of(cls), effort_of(cls)
     settings: dict[str, Any] = {}

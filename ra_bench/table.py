@@ -49,7 +49,7 @@ COLUMNS = (
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """One table a k: a block for each matched recall, sorted by search time."""
-    measured = [row for row in rows if row["status"] == "ok"]
+    measured = [row for row in rows if row["status"] == "ok" and row["recall"] is not None]
     return [
         _table([row for row in measured if row["k"] == k], k) for k in sorted({row["k"] for row in measured})
     ]

@@ -275,3 +275,8 @@ def test_class_method_load_refuses_another_class(tmp_path):
     assert isinstance(registry.load(tmp_path), Index)
     with pytest.raises(ValueError, match="holds a Flat index, not Window"):
         registry.index_class("window").load(tmp_path)
+
+
+def test_a_method_without_search_takes_no_transform() -> None:
+    with pytest.raises(UsageError, match="'eigen' has no search, and takes no transform, got '@lift'"):
+        parse("eigen@lift")

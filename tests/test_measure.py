@@ -1,0 +1,76 @@
+"""One unit of a comparison, measured in this process: methods without search, methods with state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ra_bench.measure import Job, measure
+from ra_bench.prepare import Bundle, Request, prepare
+from ra_bench.truth import exact_topk
+
+PLANTED = Path(__file__).parent / "planted_indexes.py"
+NONE_OF_SEARCH = (
+    *("recall", "recall_p05", "no_hit_share", "mass_of_indexed", "mass_total", "recall_by_query"),
+    *("search_p50_us", "search_bytes", "search_us_samples"),
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(dump, tmp_path_factory) -> Bundle:
+    """24 tokens of two queries each, over 2360 keys; 64 learn queries with and 32 without neighbours."""
+    folder = tmp_path_factory.mktemp("bundles") / "made"
+    request = Request(str(dump), ("doc000", 3, 0), "honest", 1024, 10, False, {64: 5, 32: 0}, 0)
+    assert prepare(request, folder) == ""
+    return Bundle(folder)
+
+
+def measured(bundle: Bundle, spec: str, *ks: int) -> list[dict]:
+    """The last row of each setting."""
+    latest: dict = {}
+
+    def land(row: dict) -> None:
+        latest[row["k"], row["effort_rank"]] = row
+
+    same = measure(Job(spec, str(bundle.folder), ks, threads=1, repeats=2, seed=0), land)
+    return [row | same for row in latest.values()]
+
+
+def test_a_method_without_search_has_no_recall_and_its_output_error_speaks(bundle) -> None:
+    rows = measured(bundle, f"{PLANTED}::Mean", 10)
+
+    assert [json.loads(row["effort"]) for row in rows] == [{"part": 0.1}, {"part": 1.0}]
+    for row, count in zip(rows, (236, 2360), strict=True):
+        assert {row.get(name) for name in NONE_OF_SEARCH} == {None}
+        assert row["keys_read"] == row["attended"] == count
+        assert row["attend_bytes"] == count * bundle.keys[0].nbytes
+        assert row["attend_p50_us"] > 0
+        assert row["queries_per_s"] > 0
+        assert row["repeatable"] is True
+        assert len(row["output_error_by_query"]) == 48
+    assert rows[0]["output_error"] != rows[1]["output_error"]
+
+
+@pytest.mark.parametrize("name", ["Counting", "UnsavedCounting"])
+def test_a_stateful_method_observes_each_token_and_nothing_leaks(bundle, name) -> None:
+    rows = measured(bundle, f"{PLANTED}::{name}", 1, 2)
+
+    true, _ = exact_topk(bundle.test_queries, bundle.keys, 2)
+    tokens = np.repeat(np.arange(24), 2)
+    assert [row["k"] for row in rows] == [1, 2]
+    for row in rows:
+        found = tokens[:, None] + np.arange(row["k"])
+        hits = (found[:, :, None] == true[:, None, : row["k"]]).any(axis=2).mean(axis=1)
+        np.testing.assert_allclose(row["recall_by_query"], hits)
+        assert row["repeatable"] is True
+        assert row["observe_p50_us"] > 0
+
+
+def test_a_method_without_state_observes_nothing(bundle) -> None:
+    (row,) = measured(bundle, "flat", 10)
+
+    assert "observe_p50_us" not in row
+    assert row["recall"] == 1.0
