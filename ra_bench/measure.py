@@ -56,7 +56,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     bundle = Bundle(Path(job.bundle))
     spec = parse(job.spec)
     index = create(spec, job.threads, job.seed)
-    learn, about = bundle.learn_inputs(index.learn_queries)
+    learn, about = bundle.learn_inputs(index.learn_queries, index.learn_neighbors)
     exact_keys = bundle.keys.astype(np.float32)
     keys, values = np.array(bundle.keys), np.array(bundle.values)
     keys.flags.writeable = values.flags.writeable = False
@@ -72,7 +72,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "seed": job.seed,
         "learn_queries": 0 if learn is None else len(learn),
         "build_s": build_s,
-        "knn_s": bundle.facts["knn_s"].get(str(index.learn_queries)) if learn is not None else None,
+        "knn_s": None if about.query_neighbors is None else bundle.facts["knn_s"][str(index.learn_queries)],
         "host_bytes": memory.host,
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),

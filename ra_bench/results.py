@@ -84,7 +84,10 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         "throughput of many test queries in one call, on `threads`: of search, or of attend without one",
     ),
     "build_s": (_REAL, "build time, without the neighbours of the learn queries"),
-    "knn_s": (_REAL, "exact neighbours of the learn queries, on all cores, shared by the indexes"),
+    "knn_s": (
+        _REAL,
+        "exact neighbours of the learn queries, on all cores, shared by the indexes that want them",
+    ),
     "insert_us_per_key": (_REAL, "time per inserted key, in blocks of 64"),
     "host_bytes": (_COUNT, "index memory beyond the key and value rows"),
     "device_bytes": (_COUNT, "the same on the device"),

@@ -186,3 +186,15 @@ class UnsavedCounting(Counting):
 
     def save_state(self, folder: Path) -> None:
         raise NotImplementedError("not this one")
+
+
+@dataclass
+class Learner(Prefix):
+    """Wants learn queries, and no neighbours of them."""
+
+    learn_queries: int = 64
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+        assert queries.shape[0] == self.learn_queries
+        assert about.query_neighbors is None

@@ -74,3 +74,30 @@ def test_a_method_without_state_observes_nothing(bundle) -> None:
 
     assert "observe_p50_us" not in row
     assert row["recall"] == 1.0
+
+
+@pytest.mark.parametrize(("neighbors", "width"), [(0, None), (3, 3), (5, 5)])
+def test_an_index_gets_the_neighbours_that_it_asked_for_and_no_others(bundle, neighbors, width) -> None:
+    learn, about = bundle.learn_inputs(64, neighbors)
+
+    assert learn.shape == (64, 16)
+    if width is None:
+        assert about.query_neighbors is None
+    else:
+        np.testing.assert_array_equal(about.query_neighbors, exact_topk(learn, bundle.keys, width)[0])
+
+
+def test_neighbours_that_nobody_wants_are_not_computed_and_cost_nothing(bundle) -> None:
+    learn, about = bundle.learn_inputs(32, 0)
+
+    assert learn.shape == (32, 16)
+    assert about.query_neighbors is None
+    assert list(bundle.facts["knn_s"]) == ["64"]
+    assert not hasattr(bundle, "learn32_neighbors")
+
+
+def test_only_an_index_that_wants_neighbours_is_charged_for_them(bundle, tmp_path) -> None:
+    spy = f"{PLANTED}::Spy:report={tmp_path / 'seen.json'}"
+
+    assert measured(bundle, f"{PLANTED}::Learner", 10)[0]["knn_s"] is None
+    assert measured(bundle, spy, 10)[0]["knn_s"] == bundle.facts["knn_s"]["64"]
