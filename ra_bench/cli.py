@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
 NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
+TABLES = ("recall", "bytes", "time")  # at equal what `compare` sets indexes side by side
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -99,7 +100,10 @@ def dump(
 
 @app.command()
 def compare(
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
+    indexes: Annotated[
+        str,
+        typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform]; 'all': all that run."),
+    ],
     data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
@@ -124,6 +128,13 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of recall,bytes,time to print: indexes at equal recall, bytes read, time. Default:"
+            " recall, and the others where a method has no search or attends to more than k keys."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -131,10 +142,14 @@ def compare(
     from ra_bench import compare as comparison
     from ra_bench.datasets.sample import sample_path
     from ra_bench.progress import Progress
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
     from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, skipped, tables
+    from ra_bench.table import failures, skipped
 
+    shown_tables = _tables(tables)
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     plan = comparison.make_plan(
         comparison.Settings(
             indexes=tuple(split_specs(indexes)),
@@ -166,7 +181,7 @@ def compare(
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
-        for table in tables(rows):
+        for table in _compared(rows, plan.settings.ks, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     for line in skipped(rows):
@@ -236,8 +251,11 @@ def decode(
 ) -> None:
     """Serves a model's attention by indexes while it decodes: answers, latency, memory."""
     from ra_bench.decode.plan import Settings, make_plan
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
 
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     plan = make_plan(
         Settings(
             model=model,
@@ -367,6 +385,30 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tables(text: str | None) -> tuple[str, ...] | None:
+    """The names of the tables to print; None: what fits the rows."""
+    if text is None:
+        return None
+    for name in _names(text):
+        if name not in TABLES:
+            raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
+    return _names(text)
+
+
+def _compared(rows: list[dict[str, Any]], ks: tuple[int, ...], names: tuple[str, ...] | None) -> list[Table]:
+    """The tables of a comparison."""
+    from ra_bench.budget_table import are_wanted, bytes_table, time_table
+    from ra_bench.table import recall_tables
+
+    if not any(row["status"] == "ok" for row in rows):
+        return []
+    if names is None:
+        names = TABLES if are_wanted(rows) else ("recall",)
+    made = recall_tables(rows, ks) if "recall" in names else []
+    made += [bytes_table(rows)] if "bytes" in names else []
+    return made + ([time_table(rows)] if "time" in names else [])
 
 
 def _names(text: str | None) -> tuple[str, ...]:

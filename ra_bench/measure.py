@@ -18,6 +18,7 @@ import numpy as np
 
 from ra_bench import metrics
 from ra_bench.attention import merge
+from ra_bench.budgets import ks_to_measure
 from ra_bench.errors import RunError
 from ra_bench.index import Found, Index, Partial
 from ra_bench.prepare import Bundle
@@ -38,7 +39,10 @@ NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scan
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: an index spec on the bundle in a folder."""
+    """What to measure: an index spec on the bundle in a folder.
+
+    `read_gb_per_s` is what the machine reads at random from as many bytes as keys and values have.
+    """
 
     spec: str
     bundle: str
@@ -46,6 +50,7 @@ class Job:
     threads: int
     repeats: int
     seed: int
+    read_gb_per_s: float
 
 
 def measure(job: Job, land: Callable[[Row], None]) -> Row:
@@ -76,15 +81,17 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "host_bytes": memory.host,
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),
+        "read_gb_per_s": job.read_gb_per_s,
     }
     scan_us = _exact_scan_us(exact_keys, bundle.test_queries[: index.group])
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
     with Snapshot(index, lambda: index.build(keys, values, learn, about)) as built:
-        for k in job.ks:
+        for k in ks_to_measure(index, job.ks, len(keys)):
             efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
             runs = [SettingRun(index, built, k, effort, job.threads) for effort in efforts]
             for rank, row in _sweep(runs, bundle, exact_keys, too_slow_us, job.repeats):
-                land(unit_row | row | {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank})
+                setting = {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank}
+                land(unit_row | row | _floor(row, job.read_gb_per_s) | setting)
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -104,7 +111,8 @@ def _sweep(
         quality = _work(run) | _attend_quality(bundle, run.parts[0])
         if run.index.has_search:
             ids = _checked_ids(run.found[0], len(queries), run.k)
-            quality |= _search_quality(bundle, exact_keys, queries, ids, run.k)
+            if run.k <= bundle.true_scores.shape[1]:
+                quality |= _search_quality(bundle, exact_keys, queries, ids, run.k)
         before = measured[-1][1] if measured else None
         measured.append((run, quality))
         yield rank, quality | _costs(run)
@@ -124,6 +132,14 @@ def _tells_no_more(quality: Row, before: Row | None) -> bool:
         return False
     attended, less = quality["attended"], before["attended"]
     return attended is None or less is None or attended <= less
+
+
+def _floor(row: Row, read_gb_per_s: float) -> Row:
+    """The least time that the bytes of `attend` take, and how far above it the method's is."""
+    if not row["attend_bytes"]:
+        return {}
+    floor_us = row["attend_bytes"] / read_gb_per_s / 1e3
+    return {"floor_us": floor_us, "times_floor": row["attend_p50_us"] / floor_us}
 
 
 def _costs(run: SettingRun) -> Row:

@@ -129,6 +129,14 @@ def split(text: str) -> list[str]:
     return [spec for spec in dict.fromkeys(specs) if spec != "all"]
 
 
+def left_out(text: str) -> list[str]:
+    """A line for each name that `all` in a list of specs does not stand for, with the reason."""
+    if "all" not in (part.strip() for part in _outside(text, ",")):
+        return []
+    infos = [info(name) for name in names()]
+    return [f"{one.name}: {one.reason}" for one in infos if not one.available]
+
+
 def parse(text: str) -> Spec:
     """Reads one spec string; values become the types of the fields and arguments they name."""
     head, inner_text, tail = _parts(text)

@@ -79,6 +79,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "observe_p50_us": (_REAL, "time per query of what a stateful method does after each token, median"),
     "observe_p95_us": (_REAL, "the same, 95th percentile"),
     "observe_p99_us": (_REAL, "the same, 99th percentile"),
+    "read_gb_per_s": (_REAL, "10^9 bytes a second that one thread reads from random rows of keys and values"),
+    "floor_us": (_REAL, "attend_bytes over read_gb_per_s: no attend that reads them at random is faster"),
+    "times_floor": (_REAL, "attend_p50_us over floor_us; the inverse is the share of the ceiling reached"),
     "queries_per_s": (
         _REAL,
         "throughput of many test queries in one call, on `threads`: of search, or of attend without one",

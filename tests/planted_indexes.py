@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ra_bench.choosing import ChoosingIndex
 from ra_bench.index import Found, Index, Partial, Work, pad_ids
 
 
@@ -198,3 +199,30 @@ class Learner(Prefix):
         super().build(keys, values, queries, about)
         assert queries.shape[0] == self.learn_queries
         assert about.query_neighbors is None
+
+
+@dataclass
+class TooSure(Prefix):
+    """Reads all keys at every effort."""
+
+    all: bool = True
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        return super().search(queries, k)
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        return [{}] if self.all else [{"share": share} for share in (0.5, 1.0, 1.5, 2.0)]
+
+
+@dataclass
+class Chooser(ChoosingIndex):
+    """Chooses the truly best keys, as many as it is given."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+
+    def choose(self, queries: np.ndarray, tokens: int) -> Found:
+        scores = queries @ self.keys.astype(np.float32).T
+        read = np.full(len(queries), len(self.keys), np.int64)
+        ids = np.argsort(-scores, axis=1)[:, :tokens].astype(np.int32)
+        return Found(ids, Work(read, read, read * self.keys[0].nbytes))

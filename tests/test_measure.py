@@ -35,7 +35,7 @@ def measured(bundle: Bundle, spec: str, *ks: int) -> list[dict]:
     def land(row: dict) -> None:
         latest[row["k"], row["effort_rank"]] = row
 
-    same = measure(Job(spec, str(bundle.folder), ks, threads=1, repeats=2, seed=0), land)
+    same = measure(Job(spec, str(bundle.folder), ks, threads=1, repeats=2, seed=0, read_gb_per_s=2.0), land)
     return [row | same for row in latest.values()]
 
 
@@ -70,10 +70,38 @@ def test_a_stateful_method_observes_each_token_and_nothing_leaks(bundle, name) -
 
 
 def test_a_method_without_state_observes_nothing(bundle) -> None:
-    (row,) = measured(bundle, "flat", 10)
+    (row,) = measured(bundle, f"{PLANTED}::TooSure", 10)
 
     assert "observe_p50_us" not in row
     assert row["recall"] == 1.0
+
+
+def test_the_oracle_and_the_floors_are_measured_at_every_budget_of_bytes_too(bundle) -> None:
+    for name, searched in (("flat", 2360 * 32), ("window", 0)):
+        rows = measured(bundle, name, 10)
+
+        assert [row["k"] for row in rows] == [10, 37, 74, 148, 295, 590]
+        assert [row.get("recall") is None for row in rows] == [False, *[True] * 5], "truth is known up to 10"
+        assert [row["attend_bytes"] for row in rows] == [searched + row["k"] * 64 for row in rows]
+        assert rows[-1]["output_error"] < rows[0]["output_error"]
+
+
+def test_a_row_tells_its_floor_and_how_far_above_it_the_time_is(bundle) -> None:
+    for row in measured(bundle, f"{PLANTED}::Prefix", 10):
+        assert row["floor_us"] == pytest.approx(row["attend_bytes"] / 2e9 * 1e6)
+        assert row["times_floor"] == pytest.approx(row["attend_p50_us"] / row["floor_us"])
+    (hidden, *_) = measured(bundle, f"{PLANTED}::Counting", 10)
+    assert "floor_us" not in hidden, "what it reads is not known"
+
+
+def test_a_sweep_goes_on_while_more_effort_attends_to_more_keys(bundle) -> None:
+    budgets = [json.loads(row["effort"])["budget"] for row in measured(bundle, f"{PLANTED}::Chooser", 10)]
+    shares = [
+        json.loads(row["effort"])["share"] for row in measured(bundle, f"{PLANTED}::TooSure:all=false", 10)
+    ]
+
+    assert budgets == [10, 20, 40, 80, 160, 320, 640], "recall is 1 from the first on"
+    assert shares == [0.5, 1.0], "found all, and attends to no more"
 
 
 @pytest.mark.parametrize(("neighbors", "width"), [(0, None), (3, 3), (5, 5)])

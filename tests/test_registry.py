@@ -280,3 +280,12 @@ def test_class_method_load_refuses_another_class(tmp_path):
 def test_a_method_without_search_takes_no_transform() -> None:
     with pytest.raises(UsageError, match="'eigen' has no search, and takes no transform, got '@lift'"):
         parse("eigen@lift")
+
+
+def test_all_leaves_out_what_cannot_run_here_with_the_reason(monkeypatch) -> None:
+    monkeypatch.setattr(registry.index_class("hnsw"), "requires", ("absent_module",))
+
+    assert "hnsw" not in registry.split("all")
+    assert "flat" in registry.split("all")
+    assert "hnsw: not installed: absent_module" in registry.left_out("all, ra")
+    assert registry.left_out("ra,ivf") == []
