@@ -22,10 +22,12 @@ from ra_bench.table import (
     Column,
     by_index,
     new_table,
+    recall_tables,
     shown_columns,
     shown_name,
 )
 
+TABLES = ("recall", "bytes", "time")  # at equal what indexes stand side by side
 EXACT_SCAN, ORACLE = "flat", "oracle"
 COMPANY = (EXACT_SCAN, *FLOORS)
 COLUMNS = (
@@ -42,6 +44,17 @@ COLUMNS = (
     Column("observe µs", "observe_p50_us", 1),
 )
 Sweeps = dict[str, list[list[Values]]]
+
+
+def compared(rows: Sequence[Row], ks: Sequence[int], names: Sequence[str] | None = None) -> list[Table]:
+    """The tables of a comparison, by their `names`; None: at equal recall, and the others where wanted."""
+    if not any(row["status"] == "ok" for row in rows):
+        return []
+    if names is None:
+        names = TABLES if are_wanted(rows) else ("recall",)
+    tables = recall_tables(rows, ks) if "recall" in names else []
+    tables += [bytes_table(rows)] if "bytes" in names else []
+    return tables + ([time_table(rows)] if "time" in names else [])
 
 
 def are_wanted(rows: Sequence[Row]) -> bool:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
 from ra_bench.errors import RaBenchError, UsageError
@@ -29,8 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
-NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
-TABLES = ("recall", "bytes", "time")  # at equal what `compare` sets indexes side by side
+NUMBERS_WIDTH = 200
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -140,6 +138,7 @@ def compare(
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench import compare as comparison
+    from ra_bench.budget_table import compared
     from ra_bench.datasets.sample import sample_path
     from ra_bench.progress import Progress
     from ra_bench.registry import left_out
@@ -181,7 +180,7 @@ def compare(
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
-        for table in _compared(rows, plan.settings.ks, shown_tables):
+        for table in compared(rows, plan.settings.ks, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     for line in skipped(rows):
@@ -322,23 +321,22 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
 
 
 @app.command("list")
-def list_indexes(as_json: Json = False) -> None:
-    """Lists the registry: every index, what it is, and whether it can run here."""
+def list_indexes(
+    as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table of the README, in Markdown.")
+    ] = False,
+) -> None:
+    """Lists the registry: every index, what it is, what it needs, and whether it can run here."""
+    from ra_bench import listing
     from ra_bench.registry import info, names
 
     infos = [info(name) for name in names()]
     if as_json:
         for one in infos:
             print(json.dumps(asdict(one)))
-        return
-    table = Table(pad_edge=False)
-    for column in ("name", "kind", "query-aware", "insert", "where", "idea", "paper"):
-        table.add_column(column)
-    for one in infos:
-        flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
-        idea = one.idea if one.available else f"unavailable: {one.reason}"
-        table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
-    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
+    else:
+        print(listing.markdown(infos) if markdown else listing.text(infos, out.width))
 
 
 @app.command()
@@ -389,26 +387,14 @@ def main() -> None:
 
 def _tables(text: str | None) -> tuple[str, ...] | None:
     """The names of the tables to print; None: what fits the rows."""
+    from ra_bench.budget_table import TABLES
+
     if text is None:
         return None
     for name in _names(text):
         if name not in TABLES:
             raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
     return _names(text)
-
-
-def _compared(rows: list[dict[str, Any]], ks: tuple[int, ...], names: tuple[str, ...] | None) -> list[Table]:
-    """The tables of a comparison."""
-    from ra_bench.budget_table import are_wanted, bytes_table, time_table
-    from ra_bench.table import recall_tables
-
-    if not any(row["status"] == "ok" for row in rows):
-        return []
-    if names is None:
-        names = TABLES if are_wanted(rows) else ("recall",)
-    made = recall_tables(rows, ks) if "recall" in names else []
-    made += [bytes_table(rows)] if "bytes" in names else []
-    return made + ([time_table(rows)] if "time" in names else [])
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -251,13 +251,20 @@ def info(name: str) -> Info:
 
 
 def extra_of(cls: type[Index]) -> str:
-    """The extra of this package that brings the modules that a method needs, or an empty string."""
-    offered: dict[str, str] = {}
+    """What a method needs beside this package: the extra that brings it, else the module; mostly nothing."""
+    offered: dict[str, str] = {}  # library → the extra that brings it; "" of what always comes
     for line in requires("ra-bench") or []:
         library, _, marker = line.partition(";")
-        if match := re.search(r"extra == ['\"](\w+)['\"]", marker):
-            offered.setdefault(re.split(r"[^\w-]", library.strip())[0].replace("-", "_"), match[1])
-    return ", ".join(sorted({offered[module] for module in cls.requires if module in offered}))
+        match = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        name = re.split(r"[^\w-]", library.strip())[0].replace("-", "_")
+        offered.setdefault(name, match[1] if match else "")
+    needed = set()
+    for module in cls.requires:
+        if not module.startswith("ra_bench."):
+            # A library may be called like its module and a little more, as faiss_cpu.
+            extras = [extra for name, extra in offered.items() if name.split("_")[0] == module.split("_")[0]]
+            needed.add(extras[0] if extras else module)
+    return ", ".join(sorted(needed - {""}))
 
 
 def missing(cls: type[Index]) -> str:
