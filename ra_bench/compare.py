@@ -201,7 +201,7 @@ def _run_head(
 def _read_gb_per_s(facts: Row) -> float:
     """What one thread reads at random from a head's keys and values; once for all heads of a shape."""
     row_bytes = facts["d"] * np.dtype(facts["key_type"]).itemsize
-    return random_read_gb_per_s(1, -(-row_bytes // 64) * 64, 2 * facts["n"] * row_bytes)
+    return random_read_gb_per_s(1, -(-row_bytes // 64) * 64, 2 * facts["n"] * row_bytes, tries=10)
 
 
 def _prepare(plan: Plan, head: HeadName, bundle: Path, folder: ResultFolder, watcher: Watcher) -> Outcome:

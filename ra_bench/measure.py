@@ -31,9 +31,10 @@ from ra_bench.wrapper import Wrapper
 
 INSERT_BLOCK_TOKENS = 64
 # A sweep ends once it finds practically everything and attends to no more for more effort, or costs this many
-# exact scans: dearer settings cannot tell more, and the scan would serve anybody better.
+# exact scans, where the scan would serve anybody better. A method that is as slow at its cheapest goes on:
+# more effort costs it little more, and tells of its quality.
 ENOUGH_RECALL = 0.9995
-TOO_MANY_SCANS = 3.0
+TOO_MANY_SCANS, TIMES_CHEAPEST = 3.0, 2.0
 NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scans
 
 
@@ -116,7 +117,8 @@ def _sweep(
         before = measured[-1][1] if measured else None
         measured.append((run, quality))
         yield rank, quality | _costs(run)
-        if np.median(run.answer_us) > too_slow_us or _tells_no_more(quality, before):
+        slow_us = max(too_slow_us, TIMES_CHEAPEST * float(np.median(measured[0][0].answer_us)))
+        if np.median(run.answer_us) > slow_us or _tells_no_more(quality, before):
             break
     for _ in range(repeats - 1):
         for run, _quality in measured:

@@ -226,3 +226,14 @@ class Chooser(ChoosingIndex):
         read = np.full(len(queries), len(self.keys), np.int64)
         ids = np.argsort(-scores, axis=1)[:, :tokens].astype(np.int32)
         return Found(ids, Work(read, read, read * self.keys[0].nbytes))
+
+
+@dataclass
+class Slow(Prefix):
+    """Sleeps in each call."""
+
+    grows: bool = False
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        time.sleep(0.004 if not self.grows else 0.001 if share == 0.25 else 0.02)
+        return super().search(queries, k, share=share)

@@ -129,3 +129,13 @@ def test_only_an_index_that_wants_neighbours_is_charged_for_them(bundle, tmp_pat
 
     assert measured(bundle, f"{PLANTED}::Learner", 10)[0]["knn_s"] is None
     assert measured(bundle, spy, 10)[0]["knn_s"] == bundle.facts["knn_s"]["64"]
+
+
+def test_a_method_that_is_slow_at_its_cheapest_is_swept_and_one_that_grows_slow_is_not(bundle) -> None:
+    """With a sleep of 4 ms a call, or of 4 ms and more from the second setting on."""
+    shares = {
+        spec: [json.loads(row["effort"])["share"] for row in measured(bundle, f"{PLANTED}::Slow{spec}", 10)]
+        for spec in ("", ":grows=true")
+    }
+
+    assert shares == {"": [0.25, 0.5, 0.9, 1.0], ":grows=true": [0.25, 0.5]}
