@@ -1,7 +1,8 @@
 """Tables at equal bytes and at equal time, sorted by output error, with the oracle and the floors.
 
 They serve methods that select nothing or choose their own number of keys. An index may choose its k: all k of
-a run are one sweep. The oracle attends to the truly best keys as if it knew them without reading any.
+a run are one sweep. The oracle attends to the truly best keys as if it knew them without reading any. A
+method that a budget is too small for is not in its block; the last block tells the least that it needs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ra_bench.table import (
 TABLES = ("recall", "bytes", "time")  # at equal what indexes stand side by side
 EXACT_SCAN, ORACLE = "flat", "oracle"
 COMPANY = (EXACT_SCAN, *FLOORS)
+REACHED = ("yes", "easily")
 COLUMNS = (
     Column("out. error", "output_error", 3, bound="≤"),
     Column("worst head", "worst_output_error", 3, bound="≤"),
@@ -101,23 +103,23 @@ def _table(
     if all(row.get("observe_p50_us") is None for row in rows):
         columns = [column for column in columns if column.quantity != "observe_p50_us"]
     table = new_table(title, ("budget", "index"), [column.title for column in columns], rows)
+    missed: dict[str, Matched] = {}
     for target, label in targets:
         matched = [at_budget(index, sweep, quantity, target) for index, sweep in sweeps.items()]
-        matched = [one for one in matched if not (one.index == ORACLE and one.reached == "hidden")]
-        matched.sort(key=_order)
-        for place, one in enumerate(matched):
+        reached = [one for one in matched if one.reached in REACHED]
+        for place, one in enumerate(sorted(reached, key=lambda one: one.values["output_error"] or 0.0)):
             cells = [column.cell(one.values, is_bound=one.reached == "easily") for column in columns]
-            if one.reached in ("no", "hidden"):
-                told = "hidden" if one.reached == "hidden" else nearest_text(one.nearest)
-                cells = [told, *[NOTHING] * (len(columns) - 1)]
             name = shown_name(one.index, indexes.get(one.index, indexes.get(EXACT_SCAN, [])), heads)
-            table.add_row("" if place else label, name, *cells, end_section=one is matched[-1])
+            end = place == len(reached) - 1
+            table.add_row("" if place else label, name, *cells, end_section=end)
+        for one in matched:
+            if one.reached not in REACHED and one.index != ORACLE:
+                missed.setdefault(one.index, one)
+    for place, one in enumerate(sorted(missed.values(), key=lambda one: (one.reached != "no", one.nearest))):
+        told = nearest_text(one.nearest) if one.reached == "no" else "hidden"
+        name = shown_name(one.index, indexes[one.index], heads)
+        table.add_row("" if place else "least", name, told, *[NOTHING] * (len(columns) - 1))
     return table
-
-
-def _order(one: Matched) -> tuple[int, float]:
-    rank = {"yes": 0, "easily": 0, "no": 1, "hidden": 2}[one.reached]
-    return rank, one.values["output_error"] or 0.0 if rank == 0 else (one.nearest if rank == 1 else 0.0)
 
 
 def _sweeps(indexes: dict[str, list[Row]]) -> Sweeps:

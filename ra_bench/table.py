@@ -80,7 +80,8 @@ def new_table(title: str, names: Sequence[str], columns: Sequence[str], rows: Se
     rates = sorted({row["read_gb_per_s"] for row in rows if row.get("read_gb_per_s")})
     caption = (
         f"of ceiling: floor over time of attend; the floor is its bytes at {_span(rates)} GB/s, at which one"
-        f" thread reads random rows here. !: more than {FAR_ABOVE_FLOOR:.0f} times its floor."
+        f" thread reads random rows here. !: time above {FAR_ABOVE_FLOOR:.0f} floors. Above 100: it reads in"
+        " sequence, or a group's queries share reads."
     )
     table = Table(
         title=title,

@@ -230,6 +230,11 @@ def test_the_table_at_equal_bytes_is_sorted_by_output_error_with_oracle_and_floo
         ("small", "0.300"),
         ("search", "0.450"),
         ("window (floor)", "≤0.800"),
+    ]
+    least = block(bytes_table(company()), "least")
+    assert [(index, cells["out. error"]) for index, cells in least.items()] == [
+        ("search", "min 3.1 %"),  # too much for 1/64
+        ("small", "min 12.5 %"),
         ("flat", "min 51.0 %"),  # the scan reads half of all, and 10 keys and values
         ("secret", "hidden"),
     ]
@@ -249,8 +254,9 @@ def test_the_oracle_column_tells_the_least_error_of_as_many_tokens() -> None:
 def test_the_table_at_equal_time_takes_shares_of_the_exact_scan_s() -> None:
     table = time_table(company())
 
-    assert list(block(table, "50 µs, 1/2")) == ["secret", "small", "search", "window (floor)", "flat"]
-    assert block(table, "50 µs, 1/2")["flat"]["out. error"] == "min 100.0 µs"
+    assert list(block(table, "50 µs, 1/2")) == ["secret", "small", "search", "window (floor)"]
+    assert list(block(table, "6 µs, 1/16")) == ["secret", "window (floor)"]
+    assert block(table, "least")["flat"]["out. error"] == "min 100.0 µs"
     assert block(table, "100 µs, 1")["flat"]["out. error"] == "0.100", "of all k the best"
 
 
