@@ -48,13 +48,13 @@ COLUMNS = (
 Sweeps = dict[str, list[list[Values]]]
 
 
-def compared(rows: Sequence[Row], ks: Sequence[int], names: Sequence[str] | None = None) -> list[Table]:
+def compared(rows: Sequence[Row], names: Sequence[str] | None = None) -> list[Table]:
     """The tables of a comparison, by their `names`; None: at equal recall, and the others where wanted."""
     if not any(row["status"] == "ok" for row in rows):
         return []
     if names is None:
         names = TABLES if are_wanted(rows) else ("recall",)
-    tables = recall_tables(rows, ks) if "recall" in names else []
+    tables = recall_tables(rows) if "recall" in names else []
     tables += [bytes_table(rows)] if "bytes" in names else []
     return tables + ([time_table(rows)] if "time" in names else [])
 

@@ -180,7 +180,7 @@ def compare(
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
-        for table in compared(rows, plan.settings.ks, shown_tables):
+        for table in compared(rows, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     for line in skipped(rows):

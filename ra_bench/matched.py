@@ -39,8 +39,13 @@ class Matched:
     values: Values
     nearest: float
 
+    @property
+    def best_recall(self) -> float:
+        """How near to a recall that is not reached the worst head comes."""
+        return self.nearest
 
-def head_sweeps(rows: Sequence[Row]) -> list[list[Values]]:
+
+def sweep_points(rows: Sequence[Row]) -> list[list[Values]]:
     """The settings of one index, as quantities, head by head."""
     return [[quantities(row) for row in sweep] for sweep in by_head(rows).values()]
 

@@ -91,7 +91,12 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
             efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
             runs = [SettingRun(index, built, k, effort, job.threads) for effort in efforts]
             for rank, row in _sweep(runs, bundle, exact_keys, too_slow_us, job.repeats):
-                setting = {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank}
+                setting = {
+                    "k": k,
+                    "for_budgets": k not in job.ks,
+                    "effort": json.dumps(efforts[rank]),
+                    "effort_rank": rank,
+                }
                 land(unit_row | row | _floor(row, job.read_gb_per_s) | setting)
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,

@@ -51,6 +51,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "effort": (_TEXT, "search settings, JSON"),
     "effort_rank": (_COUNT, "place in the method's sweep, cheap to dear"),
     "k": (_COUNT, "results asked for"),
+    "for_budgets": (_FLAG, "its k was not asked for: the oracle or a floor at the tokens that a budget buys"),
     "threads": (_COUNT, "threads of build and of the throughput call; latency is one thread"),
     "seed": (_COUNT, "seed of split and index"),
     "repeats": (_COUNT, "timed passes over the test queries; fewer than asked for where a pass is slow"),

@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ra_bench.matched import Matched, at_recall, by_head, head_sweeps, mean_of
+from ra_bench.matched import Matched, at_recall, by_head, mean_of, sweep_points
 from ra_bench.results import DONE, Row
 
 TARGETS = (0.90, 0.95, 0.99)
@@ -58,11 +58,13 @@ COLUMNS = (
 )
 
 
-def recall_tables(rows: Sequence[Row], ks: Sequence[int]) -> list[Table]:
-    """One table for each of `ks`: a block for each matched recall, sorted by search time."""
-    searched = [row for row in rows if row["status"] == "ok" and row["recall"] is not None]
-    mine = {k: [row for row in searched if row["k"] == k] for k in sorted(set(ks))}
-    return [_table(of_k, k) for k, of_k in mine.items() if of_k]
+def recall_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table for each k that was asked for: a block for each matched recall, sorted by search time."""
+    searched = [
+        row for row in rows if row["status"] == "ok" and row["recall"] is not None and not row["for_budgets"]
+    ]
+    ks = sorted({row["k"] for row in searched})
+    return [_table([row for row in searched if row["k"] == k], k) for k in ks]
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
@@ -134,7 +136,7 @@ def _ended(rows: Sequence[Row], how: Callable[[str], bool]) -> list[str]:
 
 def _table(rows: Sequence[Row], k: int) -> Table:
     indexes = by_index(rows)
-    sweeps = {index: head_sweeps(sweep) for index, sweep in indexes.items()}
+    sweeps = {index: sweep_points(sweep) for index, sweep in indexes.items()}
     heads = len(by_head(rows))
     columns = shown_columns(COLUMNS, heads)
     titles = [*(column.title for column in columns), "build s", "KNN s", "B/key"]

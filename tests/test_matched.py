@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ra_bench.budget_table import are_wanted, bytes_table, time_table
-from ra_bench.matched import at_budget, at_recall, head_sweeps
+from ra_bench.matched import at_budget, at_recall, sweep_points
 from ra_bench.table import recall_tables
 
 TOKEN_BYTES = 64  # of a key and its value: d 16, float16
@@ -22,6 +22,7 @@ def row(recall: float | None, search_p50_us: float, rank: int = 0, index: str = 
         "document": "doc000",
         "layer": 0,
         "kv_head": 0,
+        "for_budgets": False,
         "effort_rank": rank,
         "n": 1000,
         "d": 16,
@@ -51,7 +52,7 @@ def row(recall: float | None, search_p50_us: float, rank: int = 0, index: str = 
 
 
 def at(rows: list[dict], target: float):
-    return at_recall("made", head_sweeps(rows), target)
+    return at_recall("made", sweep_points(rows), target)
 
 
 def setting(attend_bytes: float | None, output_error: float, time_us: float = 10.0, **more) -> dict:
@@ -60,7 +61,7 @@ def setting(attend_bytes: float | None, output_error: float, time_us: float = 10
 
 
 def within(rows: list[dict], target: float):
-    return at_budget("made", head_sweeps(rows), "attend_bytes", target)
+    return at_budget("made", sweep_points(rows), "attend_bytes", target)
 
 
 def printed(*tables) -> str:
@@ -166,7 +167,7 @@ def test_the_table_prints_bounds_limits_and_floors() -> None:
         row(0.01, 1.0, index="random"),
     ]
 
-    text = printed(*recall_tables(rows, [10]))
+    text = printed(*recall_tables(rows))
 
     assert "≤10.0" in text
     assert "≤10.00" in text, "share of keys read, in per cent"
@@ -177,16 +178,16 @@ def test_the_table_prints_bounds_limits_and_floors() -> None:
 
 
 def test_a_k_that_was_not_asked_for_gets_no_table() -> None:
-    rows = [row(1.0, 10.0, index="flat", k=k) for k in (10, 15)]
+    rows = [row(1.0, 10.0, index="flat", k=k, for_budgets=k == 15) for k in (10, 15)]
 
-    assert len(recall_tables(rows, [10])) == 1
-    assert recall_tables([row(None, 10.0)], [10]) == []
+    assert len(recall_tables(rows)) == 1
+    assert recall_tables([row(None, 10.0)]) == []
 
 
 def test_a_time_far_above_its_floor_is_flagged() -> None:
     rows = [row(0.99, 10.0, index="near", times_floor=4.0), row(0.99, 20.0, index="far", times_floor=20.0)]
 
-    text = printed(*recall_tables(rows, [10]))
+    text = printed(*recall_tables(rows))
 
     assert " 25 " in text, "a quarter of the ceiling"
     assert " 5! " in text

@@ -81,6 +81,7 @@ def test_the_oracle_and_the_floors_are_measured_at_every_budget_of_bytes_too(bun
         rows = measured(bundle, name, 10)
 
         assert [row["k"] for row in rows] == [10, 37, 74, 148, 295, 590]
+        assert [row["for_budgets"] for row in rows] == [False, *[True] * 5]
         assert [row.get("recall") is None for row in rows] == [False, *[True] * 5], "truth is known up to 10"
         assert [row["attend_bytes"] for row in rows] == [searched + row["k"] * 64 for row in rows]
         assert rows[-1]["output_error"] < rows[0]["output_error"]

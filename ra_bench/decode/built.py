@@ -102,7 +102,10 @@ class Built:
         tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
         efforts = tries[0][0].effort_sweep(self.tokens, k)
         for effort in efforts:
-            works = [index.search(queries, k, **effort).work.keys_read for index, queries in tries]
+            answers = [
+                (index.search if index.has_search else index.attend, queries) for index, queries in tries
+            ]
+            works = [answer(queries, k, **effort).work.keys_read for answer, queries in answers]
             if any(work is None for work in works):
                 return {}
             if np.mean([np.mean(work) for work in works if work is not None]) >= least_share * self.tokens:
