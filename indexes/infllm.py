@@ -7,6 +7,9 @@ query heads and representatives. Differs: the heads of a KV head choose together
 a layer; the queries that judge are those the harness samples; keys keep their rotary positions, where the
 paper gives all distant ones the same; later keys are judged by the last queries learned; the cache of blocks
 on the GPU is left out: it saves transfers, not choices.
+Found here: on the sample's head four keys choose nearly the best blocks (1024 tokens hold .42 of the index's
+attention, the best 8 blocks .46), but 128 neighbours have little in common: the best 1000 keys hold .80, and
+the output error (.104) is hardly below that of a window longer by 1000 tokens (.109).
 Build O(n G d), search O(n G d / 128 + budget), insert O(G d) a key.
 """
 

@@ -4,6 +4,9 @@ Tang et al., "Quest: query-aware sparsity for efficient long-context LLM inferen
 2406.10774. As in the paper's code each query head chooses for itself, and at least 3 pages. Differs: the page
 of the newest keys, which the paper always reads, is in the harness's window; the first two layers, which it
 leaves dense, are the user's choice of layers.
+Found here: on the sample's head a bound exceeds its page's best key by 10.8 logits on average, by 1.5 more or
+less from page to page, and so much noise in the ranking costs much: 1000 tokens of the largest bounds hold
+.47 of the index's attention, of the best pages .65, the best 1000 keys .80.
 Build O(n d), search O(n d / 8 + budget), insert O(d) a key.
 """
 

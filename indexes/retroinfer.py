@@ -7,6 +7,9 @@ a last assignment over all; clusters are ranked by their softmax weight summed o
 its true weight. Differs: the steady zone is the harness's sinks and window; an inserted block makes clusters
 of its own, where the paper waits for 1024 tokens; the cache of blocks on the GPU is left out: it saves
 transfers, not choices.
+Found here: on the sample's head the estimate halves the output error (the paper's 1.8 %: .104 without it,
+.057 with it; estimating all clusters: .051), so that 100 tokens do better than the exact top 100 (.076
+against .110); that 7 query heads choose together costs more than clustering (each for itself: .044).
 Build O(n 8192 d / 16) an iteration and O(n² d / 16) for the last, search O(n d / 16 + budget), insert O(d).
 """
 
@@ -80,11 +83,11 @@ class RetroInfer(ClusterIndex):
             return np.empty((0, 0), np.float32)
         start = self.starts[first]
         rows = means(self.values, self.members[start:], self.starts[first:-1] - start)
-        return np.pad(rows, ((0, 0), (0, 1))).astype(self.values.dtype)
+        return _widened(rows, 0).astype(self.values.dtype)
 
     def score_parts(self, queries: np.ndarray) -> np.ndarray:
         """Softmax weights of the means, summed over the group: (m / G, clusters)."""
-        logits = products(np.pad(queries, ((0, 0), (0, 1))), self.summaries)
+        logits = products(_widened(queries, 0), self.summaries)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         return weights.reshape(-1, self.group, weights.shape[1]).sum(axis=1)
@@ -121,8 +124,9 @@ class RetroInfer(ClusterIndex):
         queries = np.ascontiguousarray(queries, np.float32)
         chosen, near = self.zones(queries, self.budget_tokens(k, budget), estimated)
         exact = gather_attention(queries, chosen.ids, self.keys, values, self.threads)
-        sized = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)  # adds the logarithm of the size
-        output, lse = gather_attention(sized, near, self.summaries, self._mean_values, self.threads)
+        output, lse = gather_attention(
+            _widened(queries, 1), near, self.summaries, self._mean_values, self.threads
+        )
         work = attended_work(chosen, self.keys, values)
         clusters = gathered_work(work, (near >= 0).sum(axis=1), self.summaries, self._mean_values)
         counted = Work(work.keys_read, work.exact, clusters.bytes_read, work.attended)
@@ -147,3 +151,10 @@ class RetroInfer(ClusterIndex):
         """Reads the clusters and takes the means of their values again."""
         super().load_state(folder, mmap)
         self._mean_values = self._value_means(0)
+
+
+def _widened(rows: np.ndarray, last: int) -> np.ndarray:
+    """`rows` (m, d) and a last column: by 1 a query adds the logarithm of a size, by 0 it does not."""
+    out = np.full((len(rows), rows.shape[1] + 1), last, np.float32)
+    out[:, :-1] = rows
+    return out
