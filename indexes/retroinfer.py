@@ -9,7 +9,7 @@ of its own, where the paper waits for 1024 tokens; the cache of blocks on the GP
 transfers, not choices.
 Found here: on the sample's head the estimate halves the output error (the paper's 1.8 %: .104 without it,
 .057 with it; estimating all clusters: .051), so that 100 tokens do better than the exact top 100 (.076
-against .110); that 7 query heads choose together costs more than clustering (each for itself: .044).
+against .110); that 7 query heads choose together costs a fifth of it (each for itself: .044).
 Build O(n 8192 d / 16) an iteration and O(n² d / 16) for the last, search O(n d / 16 + budget), insert O(d).
 """
 
