@@ -24,7 +24,7 @@ from ra_bench.indexes._rotary import from_arrays, rotary_of, to_arrays
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Partial, Work
-from ra_bench.partition import PartitionIndex
+from ra_bench.partition import PartitionIndex, means
 
 OUTLIER_SHARE = 48 / (48 + 256)  # of a budget of chunks, in the paper
 ROWS_AT_ONCE = 1 << 16  # keys that are rebuilt in one go
@@ -75,8 +75,7 @@ class ShadowKV(PartitionIndex):
 
     def summarize(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Means."""
-        sizes = np.diff(np.append(offsets, len(ids)))[:, None].astype(np.float32)
-        return np.add.reduceat(self.keys[ids].astype(np.float32), offsets, axis=0) / sizes
+        return means(self.keys, ids, offsets)
 
     def _find_outliers(self) -> np.ndarray:
         """Chunks whose least alike key has the lowest cosine with the landmark, worst first."""

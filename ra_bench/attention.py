@@ -73,18 +73,29 @@ def merge(parts: Sequence[tuple[Rows, Rows]]) -> tuple[Rows, Rows]:
     Any number of parts, arrays or tensors; tensors stay on their device. Exact up to rounding, computed in
     float64; safe for log-sum-exps of any size, and for empty parts (-inf). Returns float32.
     """
+    if isinstance(parts[0][1], np.ndarray):
+        return _merge_arrays(parts)
     import torch
 
-    are_arrays = isinstance(parts[0][1], np.ndarray)
-    tensors: Any = [tuple(on_device(rows, "cpu") for rows in part) for part in parts] if are_arrays else parts
+    tensors: Any = parts
     lses = torch.stack([lse for _, lse in tensors]).double()  # (parts, m)
     total_lse = torch.logsumexp(lses, dim=0)
     weights = torch.exp(lses - torch.where(torch.isfinite(total_lse), total_lse, 0.0))
     merged = torch.zeros_like(tensors[0][0], dtype=torch.float64)
     for weight, (output, _) in zip(weights, tensors, strict=True):
         merged += weight[:, None] * output
-    result: Any = merged.float(), total_lse.float()
-    return (result[0].numpy(), result[1].numpy()) if are_arrays else result
+    return merged.float(), total_lse.float()
+
+
+def _merge_arrays(parts: Sequence[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """`merge` in NumPy: for the few rows of a token, torch's calls alone would cost more than the work."""
+    lses = np.stack([lse for _, lse in parts]).astype(np.float64)  # (parts, m)
+    total_lse = np.logaddexp.reduce(lses, axis=0)
+    weights = np.exp(lses - np.where(np.isfinite(total_lse), total_lse, 0.0))
+    merged = np.zeros(parts[0][0].shape)
+    for weight, (output, _) in zip(weights, parts, strict=True):
+        merged += weight[:, None] * output
+    return merged.astype(np.float32), total_lse.astype(np.float32)
 
 
 def best_device() -> str:

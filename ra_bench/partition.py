@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class PartitionIndex(ChoosingIndex):
 
     @abstractmethod
     def summarize(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """A row (any,) for each part, float32: part i holds the keys ids[offsets[i]:offsets[i + 1]]."""
+        """A float row (any,) for each part: part i is the keys ids[offsets[i]:offsets[i + 1]]."""
 
     @abstractmethod
     def score_parts(self, queries: np.ndarray) -> np.ndarray:
@@ -72,18 +72,19 @@ class PartitionIndex(ChoosingIndex):
         parts, counts = self.best_parts(self.score_parts(queries), tokens)
         return self.found(parts, counts, len(queries))
 
-    def best_parts(self, scores: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def best_parts(self, scores: np.ndarray, tokens: int, more: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The best parts (r, p) of each row of `scores` (r, parts), best first, that together hold `tokens`.
 
-        And how many keys of each are wanted (r, p): none of those after the budget is filled.
+        And how many keys of each are wanted (r, p): none of those after the budget is filled, of which there
+        are at least `more` (as long as there are parts).
         """
         count = scores.shape[1]
-        p = min(count, -(-2 * tokens * count // len(self.keys)) + 1)
+        p = min(count, -(-2 * tokens * count // len(self.keys)) + 1 + more)
         while True:
-            parts = _top(scores, p)
+            parts = top_parts(scores, p)
             sizes = self.sizes[parts]
             before = np.cumsum(sizes, axis=1) - sizes
-            if p == count or not len(parts) or (before[:, -1] + sizes[:, -1] >= tokens).all():
+            if p == count or not len(parts) or (before[:, -1 - more] + sizes[:, -1 - more] >= tokens).all():
                 break
             p = min(count, 2 * p)
         left = np.maximum(tokens - before, 0)
@@ -97,6 +98,10 @@ class PartitionIndex(ChoosingIndex):
         read = (ids >= 0).sum(axis=1)
         summaries = np.full(m, len(self.sizes) * self.part_bytes, np.int64)
         return Found(ids, Work(read, np.zeros(m, np.int64), summaries))
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        """Budgets up to all keys: a part's summary tells little where its keys have little in common."""
+        return super().effort_sweep(2 * n, k)
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Places the block and makes the summaries of the parts it joins anew."""
@@ -135,6 +140,26 @@ class PartitionIndex(ChoosingIndex):
         self._arrange()
 
 
+def means(rows: np.ndarray, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The mean (d,) of each part's `rows` (n, d), float32: part i has rows ids[offsets[i]:offsets[i + 1]]."""
+    sizes = np.diff(np.append(offsets, len(ids)))[:, None].astype(np.float32)
+    return np.add.reduceat(rows[ids].astype(np.float32), offsets, axis=0) / sizes
+
+
+def products(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products (m, r) float32 of `queries` (m, w) and `rows` (r, w) float16 or float32.
+
+    By the native kernel, which reads float16 rows as they are; NumPy would widen all of them in each call.
+    """
+    from ra_bench.indexes._native._native import dot_rows  # compiled
+
+    every = np.arange(len(rows), dtype=np.int32)
+    out = np.empty((len(queries), len(rows)), np.float32)
+    for row, query in enumerate(np.ascontiguousarray(queries, np.float32)):
+        out[row] = dot_rows(query, rows, every)
+    return out
+
+
 def ragged(members: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Slices members[start : start + count] of each row of `starts` and `counts` (r, p), one after another.
 
@@ -149,7 +174,7 @@ def ragged(members: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.nd
     return ids
 
 
-def _top(scores: np.ndarray, p: int) -> np.ndarray:
+def top_parts(scores: np.ndarray, p: int) -> np.ndarray:
     """Places (r, p) of the largest of each row, largest first; of equals, the first."""
     if p < scores.shape[1]:
         near = np.argpartition(-scores, p - 1, axis=1)[:, :p]
