@@ -22,7 +22,7 @@ RECENT_TOKENS = 512
 GAP_TOKENS = 1024
 # Without decode queries, this share of the prefill's tokens, the last ones, are test tokens.
 TEST_SHARE = 0.1
-# A sample of learn queries ends with these tokens in full: methods that observe the end of the prompt need it.
+# A sample of learn queries ends with these tokens in full: some methods observe the end of the prompt.
 LAST_LEARN_TOKENS = 32
 
 SplitName = Literal["honest", "random"]
