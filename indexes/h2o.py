@@ -94,7 +94,7 @@ class H2O(ChoosingIndex):
         """The call's budget, or else k, or else what is kept."""
         return min(len(self.keys), budget or (self._kept_tokens if k is None else k))
 
-    def choose(self, queries: np.ndarray, tokens: int) -> Found:  # type: ignore[override]
+    def choose(self, queries: np.ndarray, tokens: int) -> Found:
         """The heavy and the newest keys, the same for every query; nothing is read to find them."""
         if tokens not in self._chosen:  # chosen once after each change, so that a search stays pure
             few = tokens <= self._kept_tokens

@@ -64,7 +64,7 @@ class Streaming(ChoosingIndex):
             kept = self._sink_keys + DEMO_WINDOW_TOKENS
         return min(len(self.keys), budget or kept)
 
-    def choose(self, queries: np.ndarray, tokens: int) -> Found:  # type: ignore[override]
+    def choose(self, queries: np.ndarray, tokens: int) -> Found:
         """The sinks, then the newest keys; nothing is read to find them."""
         first = min(self._sink_keys, tokens)
         n = len(self.keys)
