@@ -99,12 +99,13 @@ class MagicPIG(Index):
 
     def _sort(self, codes: np.ndarray) -> None:
         """Tables over `codes` (tables, n); later keys come behind them, in `_unsorted` (tables, any)."""
-        self._members, bucket_count = np.empty(codes.shape, np.int32), 1 << self.bits
+        bucket_count = 1 << self.bits
+        self._members: np.ndarray = np.empty(codes.shape, np.int32)
         self._starts = np.zeros((self.tables, bucket_count + 1), np.int32)
         for table, column in enumerate(codes):
             self._members[table] = np.argsort(column, kind="stable")
             np.cumsum(np.bincount(column, minlength=bucket_count), out=self._starts[table, 1:])
-        self._unsorted = np.empty((self.tables, 0), np.uint16)
+        self._unsorted: np.ndarray = np.empty((self.tables, 0), np.uint16)
 
     def _sorted_codes(self) -> np.ndarray:
         """The codes (tables, any) that the tables were made of."""
