@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
 from ra_bench.errors import RaBenchError, UsageError
@@ -29,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
-NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
+NUMBERS_WIDTH = 200
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -100,7 +99,10 @@ def dump(
 
 @app.command()
 def compare(
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
+    indexes: Annotated[
+        str,
+        typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform]; 'all': all that run."),
+    ],
     data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
@@ -125,17 +127,29 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of recall,bytes,time to print: indexes at equal recall, bytes read, time. Default:"
+            " recall, and the others where a method has no search or attends to more than k keys."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench import compare as comparison
+    from ra_bench.budget_table import compared
     from ra_bench.datasets.sample import sample_path
     from ra_bench.progress import Progress
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
     from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, skipped, tables
+    from ra_bench.table import failures, skipped
 
+    shown_tables = _tables(tables)
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     plan = comparison.make_plan(
         comparison.Settings(
             indexes=tuple(split_specs(indexes)),
@@ -167,7 +181,7 @@ def compare(
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
-        for table in tables(rows):
+        for table in compared(rows, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     for line in skipped(rows):
@@ -237,8 +251,11 @@ def decode(
 ) -> None:
     """Serves a model's attention by indexes while it decodes: answers, latency, memory."""
     from ra_bench.decode.plan import Settings, make_plan
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
 
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     plan = make_plan(
         Settings(
             model=model,
@@ -321,24 +338,41 @@ def heads(
     out.print(f"{len(known.retrieval)} of {len(known.scores)} KV heads retrieve: {names}")
 
 
+@app.command()
+def drift(
+    indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
+    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    tokens: Annotated[int, typer.Option(help="Keys that are inserted.")] = 8192,
+    recall: Annotated[float, typer.Option(help="Recall@100 that the index built whole has to reach.")] = 0.95,
+    threads: Annotated[int, typer.Option(help="Threads of builds; inserts take one.")] = 1,
+) -> None:
+    """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
+    from ra_bench.datasets.sample import sample_path
+    from ra_bench.drift import measure_drift, table
+    from ra_bench.vectors import DataSet
+
+    dump = DataSet.open(sample_path() if data is None else data)
+    for line in table(measure_drift(dump, _names(indexes), tokens, recall, threads)):
+        print(line, flush=True)
+
+
 @app.command("list")
-def list_indexes(as_json: Json = False) -> None:
-    """Lists the registry: every index, what it is, and whether it can run here."""
+def list_indexes(
+    as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table of the README, in Markdown.")
+    ] = False,
+) -> None:
+    """Lists the registry: every index, what it is, what it needs, and whether it can run here."""
+    from ra_bench import listing
     from ra_bench.registry import info, names
 
     infos = [info(name) for name in names()]
     if as_json:
         for one in infos:
             print(json.dumps(asdict(one)))
-        return
-    table = Table(pad_edge=False)
-    for column in ("name", "kind", "query-aware", "insert", "where", "idea", "paper"):
-        table.add_column(column)
-    for one in infos:
-        flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
-        idea = one.idea if one.available else f"unavailable: {one.reason}"
-        table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
-    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
+    else:
+        print(listing.markdown(infos) if markdown else listing.text(infos, out.width))
 
 
 @app.command()
@@ -385,6 +419,18 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tables(text: str | None) -> tuple[str, ...] | None:
+    """The names of the tables to print; None: what fits the rows."""
+    from ra_bench.budget_table import TABLES
+
+    if text is None:
+        return None
+    for name in _names(text):
+        if name not in TABLES:
+            raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
+    return _names(text)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

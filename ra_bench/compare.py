@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ra_bench.engine.local import Limits, Outcome, run_unit
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError
 from ra_bench.index import Index
+from ra_bench.machine import random_read_gb_per_s
 from ra_bench.measure import Job, measure
 from ra_bench.prepare import Bundle, Request, prepare, wants
 from ra_bench.registry import Spec, create, index_class, parse
@@ -32,8 +35,9 @@ ALWAYS = ("flat", "window", "random")
 MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherwise
 # The modules of the harness that decide what a row says.
 MEASURING = (
-    *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
-    *("truth", "vectors", "scoring", "encoding", "rerank", "choosing", "partition", "compressor", "wrapper"),
+    *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
+    *("split", "timing", "transform", "truth", "vectors", "scoring", "encoding", "rerank", "choosing"),
+    *("partition", "compressor", "wrapper"),
 )
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
@@ -167,9 +171,11 @@ def _run_head(
         bundle = Path(scratch, "bundle")
         outcome = _prepare(plan, head, bundle, folder, watcher)
         skipped = outcome.result if outcome.status == "ok" else ""
-        facts = _head_facts(plan, head, bundle if outcome.status == "ok" and not skipped else None)
+        serves = outcome.status == "ok" and not skipped
+        facts = _head_facts(plan, head, bundle if serves else None)
+        read_gb_per_s = _read_gb_per_s(facts) if serves else 0.0
         for unit in todo:
-            if outcome.status == "ok" and not skipped:
+            if serves:
                 job = Job(
                     str(unit.spec),
                     str(bundle),
@@ -177,6 +183,7 @@ def _run_head(
                     settings.threads,
                     settings.repeats,
                     settings.seed,
+                    read_gb_per_s,
                 )
                 limits = Limits(settings.timeout_s, settings.memory_bytes, settings.threads)
                 watcher.start(unit.name)
@@ -189,6 +196,14 @@ def _run_head(
             folder.write(unit.address, _rows(plan, unit, facts, ended))
             watcher.end(unit.name, ended.status, ended.reason)
     return [outcome.reason] if outcome.status != "ok" and outcome.exit_code == 2 else []
+
+
+def _read_gb_per_s(facts: Row) -> float:
+    """What one thread reads at random from a head's keys and values; once for all heads of a shape."""
+    row_bytes = facts["d"] * np.dtype(facts["key_type"]).itemsize
+    whole_lines = -(-row_bytes // 64) * 64
+    # As short as a call of an index, whose median time knows no interruption either.
+    return random_read_gb_per_s(1, whole_lines, 2 * facts["n"] * row_bytes, tries=40, slice_s=0.001)
 
 
 def _prepare(plan: Plan, head: HeadName, bundle: Path, folder: ResultFolder, watcher: Watcher) -> Outcome:
