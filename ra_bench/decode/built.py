@@ -88,7 +88,7 @@ class Built:
         self._snapshot = folder
 
     def restore(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
-        """Undoes insertions and observations: from what `save` kept, or by building anew, on nobody's time."""
+        """Undoes insertions and observations: from what `save` kept or by building anew, on nobody's time."""
         if self._snapshot is None:
             times = self.build_s, self.knn_s
             self.build(prefilled, learn_sizes)
