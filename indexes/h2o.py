@@ -7,7 +7,7 @@ the prompt are those of the learn queries that the harness samples, scaled up to
 indexed keys alone; a group of query heads keeps the same keys, by the sum of their weights; the harness's
 recent tokens come on top. The kept share is fixed when the prompt ends, as in the paper's code; a call's
 budget below it is served from the kept keys, one above it looks at the weights of all. Found here: on the
-sample's head 1,000 kept tokens have an output error of .128, above a window of as many (.110; exact top
+sample's head 1,000 kept tokens have an output error of .127, above a window of as many (.110; exact top
 1,000: .044), where the paper is on a par with the full cache: a sum over a long prompt favours old keys,
 which more queries saw (heavy keys alone .143, divided by the queries that saw them .095), and after 31,000
 tokens some hundred decoded queries move it little; the paper's prompts are a few thousand.
