@@ -200,3 +200,10 @@ def test_a_head_that_retrieves_attends_to_all_keys(tmp_path):
     np.testing.assert_array_equal(index.search(QUERIES, 10).ids, exact)
     index.save(tmp_path / "index")
     assert registry.load(tmp_path / "index").retrieves
+
+
+def test_the_sample_s_model_has_its_heads_beside_razor():
+    model = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    assert built("razor", Head(model, layer=13, kv_head=0)).retrieves
+    assert not built("razor", Head(model, layer=12, kv_head=0)).retrieves
+    assert not built("razor", Head("unknown", layer=13, kv_head=0)).retrieves

@@ -9,7 +9,8 @@ of its query heads does; a model without a file of heads has none that retrieve.
 head the paper's buffer of a fifth has an output error of .032, the same window without the compensation token
 .034 (at 1,000 tokens .104 and .110): the mean key's logit, with the number of tokens it stands for, is a
 median 4.3 below the log-sum-exp of the dropped keys, since the mean of exponentials is far above the
-exponential of the mean.
+exponential of the mean. The file that lies here, of the sample's model, is of 500 tokens four times over: 18
+of 48 KV heads retrieve, since the shares count query heads and a group has seven; the sample's head does not.
 Build O(n d), attention O(n d) for a head that retrieves and O(buffer d) for others, insert O(d) a key.
 """
 
