@@ -1,9 +1,8 @@
 """Drops the key channels that matter least to the last queries of the prompt; attends to all keys.
 
 Xu et al., "ThinK: thinner key cache by query-driven pruning", ICLR 2025, arXiv 2407.21018. Differs: the
-observed queries are the last that the harness samples of the prompt, since the very last need not be among
-them; the recent tokens that the paper keeps whole are the harness's window; no tokens are dropped (the paper
-adds SnapKV or quantization for that). Found here: on the sample's head, of 64 dimensions, the paper's 40 %
+recent tokens that the paper keeps whole are the harness's window; no tokens are dropped (the paper adds
+SnapKV or quantization for that). Found here: on the sample's head, of 64 dimensions, the paper's 40 %
 put the index's output off by .24 (20 %: .15), and the index loses weight against the exact window (its
 log-sum-exp falls by .46); the paper judges by the scores of tasks, on heads of 128.
 Build O(n d), no search, attention O(n kept), insert O(kept) a key.

@@ -42,7 +42,8 @@ def dump(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="A text file, or - for stdin; several are several documents. Default: Python's sources."
+            help="A text file, - for stdin, or repeated:2500x4 for random tokens four times over; "
+            "several are several documents. Default: Python's sources."
         ),
     ] = None,
     context: Annotated[str, typer.Option(help="Tokens to prefill, as 4096 or 32k.")] = "4k",
@@ -59,7 +60,7 @@ def dump(
         bool, typer.Option("--random-weights", help="Only the model's config; marked in the dump.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and tokens.")] = 0,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")
     ] = False,
@@ -318,6 +319,23 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         err.print(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def heads(
+    data: Annotated[Path, typer.Option(help="A dump of all heads with --prompt repeated:2500x4.")],
+    results: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
+    induction: Annotated[float, typer.Option(help="Share of query heads that retrieve by induction.")] = 0.14,
+    echo: Annotated[float, typer.Option(help="Share of query heads that retrieve by echo.")] = 0.01,
+) -> None:
+    """Tells which KV heads of a model retrieve, for razor: from a dump of random tokens that repeat."""
+    from ra_bench.retrieval_heads import classify
+    from ra_bench.vectors import DataSet
+
+    known = classify(DataSet.open(data), induction, echo)
+    known.write(results)
+    names = ", ".join(f"layer {layer} head {kv_head}" for layer, kv_head in known.retrieval)
+    out.print(f"{len(known.retrieval)} of {len(known.scores)} KV heads retrieve: {names}")
 
 
 @app.command()

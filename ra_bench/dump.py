@@ -56,7 +56,9 @@ def dump(settings: DumpSettings, progress: Callable[[Progress], None] = lambda _
     plan = make_plan(settings)
     progress(Progress("estimate", total=plan.estimated_bytes))
     tokenize = models.load_tokenizer(plan.source, plan.shape.vocabulary, settings.random_weights)
-    documents = read_documents(settings.prompts, settings.context_tokens, tokenize)
+    documents = read_documents(
+        settings.prompts, settings.context_tokens, tokenize, plan.shape.vocabulary, settings.seed
+    )
 
     try:
         progress(Progress("load"))

@@ -19,7 +19,7 @@ from ra_bench.attention import merge, partial_attention
 from ra_bench.errors import UsageError
 from ra_bench.head import Head, Rope
 from ra_bench.metrics import output_error, share_of
-from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, Split, SplitName, divide, evenly
+from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, Split, SplitName, divide, to_learn
 from ra_bench.truth import exact_topk
 from ra_bench.vectors import DataSet
 
@@ -145,11 +145,11 @@ def _truth(
 def _learn(
     arrays: Mapping[str, np.ndarray], split: Split, group: int, wanted: int, neighbors: int, causal: bool
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Learn queries for one wish, evenly spaced over the learnable tokens, with their neighbours if wanted.
+    """Learn queries for one wish, with their neighbours if wanted.
 
     And the seconds that finding the neighbours took.
     """
-    learn = evenly(split.learn, group, max(group, wanted - len(split.leaked.vectors))).joined(split.leaked)
+    learn = to_learn(split.learn, group, wanted - len(split.leaked.vectors)).joined(split.leaked)
     if not len(learn.vectors):
         return {}, 0.0
     limit = None

@@ -1,15 +1,20 @@
-"""The documents that a model prefills: text from files, from standard input, or Python's own sources."""
+"""The documents that a model prefills: text from files, from standard input, or Python's own sources.
+
+Or random tokens, several times over, as RazorAttention (arXiv 2407.15891) tells retrieval heads by.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -34,11 +39,37 @@ class Document:
         return hashlib.sha256(np.asarray(self.token_ids, "<i8").tobytes()).hexdigest()
 
 
-def read_documents(prompts: tuple[str, ...], context_tokens: int, tokenize: Tokenize) -> list[Document]:
-    """The first `context_tokens` tokens of each of `prompts`: a file, or "-" for standard input.
+@dataclass(frozen=True)
+class Repeated:
+    """The prompt "repeated:TOKENSxTIMES": `tokens` random tokens, then the same again, `times` in all."""
+
+    tokens: int
+    times: int
+
+    @classmethod
+    def parse(cls, prompt: str) -> Self | None:
+        """What `prompt` asks for; None where it is not of this form."""
+        match = re.fullmatch(r"repeated:(\d+)x(\d+)", prompt)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+    def token_ids(self, context_tokens: int, vocabulary: int, seed: int) -> list[int]:
+        """Ids below `vocabulary`, each at most once in `tokens`; UsageError where that cannot be."""
+        prompt = f"--prompt repeated:{self.tokens}x{self.times}"
+        if self.times < 2 or not 2 <= self.tokens <= vocabulary:
+            raise UsageError(f"{prompt} must repeat 2 to {vocabulary} tokens at least twice")
+        if context_tokens != self.tokens * self.times:
+            raise UsageError(f"{prompt} needs --context {self.tokens * self.times}, got {context_tokens}")
+        once = np.random.default_rng(seed).permutation(vocabulary)[: self.tokens]
+        return np.tile(once, self.times).tolist()
+
+
+def read_documents(
+    prompts: tuple[str, ...], context_tokens: int, tokenize: Tokenize, vocabulary: int = 0, seed: int = 0
+) -> list[Document]:
+    """The first `context_tokens` tokens of each of `prompts`: a file, "-" for standard input, or `Repeated`.
 
     Without prompts there is one document, the standard library of the Python that runs. Raises UsageError for
-    a prompt that cannot be read, is empty, or has fewer tokens.
+    a prompt that cannot be read, is empty, or has fewer tokens. Random tokens need `vocabulary`.
     """
     if not prompts:
         ids = default_tokens(context_tokens, tokenize)
@@ -47,6 +78,10 @@ def read_documents(prompts: tuple[str, ...], context_tokens: int, tokenize: Toke
         raise UsageError("--prompt - (standard input) can be given once")
     documents = []
     for number, prompt in enumerate(prompts):
+        if (repeated := Repeated.parse(prompt)) is not None:
+            ids = repeated.token_ids(context_tokens, vocabulary, seed)
+            documents.append(_document(number, prompt, ids, context_tokens))
+            continue
         origin = "standard input" if prompt == "-" else f"file {Path(prompt).name}"
         text = read_text("--prompt", prompt)
         if not text.strip():

@@ -22,6 +22,8 @@ RECENT_TOKENS = 512
 GAP_TOKENS = 1024
 # Without decode queries, this share of the prefill's tokens, the last ones, are test tokens.
 TEST_SHARE = 0.1
+# A sample of learn queries ends with these tokens in full: some methods observe the end of the prompt.
+LAST_LEARN_TOKENS = 32
 
 SplitName = Literal["honest", "random"]
 
@@ -87,19 +89,36 @@ def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 20
 
 
 def evenly(queries: Queries, group: int, max_rows: int) -> Queries:
-    """At most `max_rows` rows, in whole blocks of `group`, evenly spaced; all where there are fewer.
-
-    The one sampler of learn queries: live decoding uses it too, so that an index learns from the same.
-    """
+    """At most `max_rows` rows, in whole blocks of `group`, evenly spaced; all where there are fewer."""
     tokens = len(queries.vectors) // group
-    keep = np.zeros(tokens, bool)
-    keep[evenly_spaced(tokens, group, max_rows)] = True
+    return _tokens_of(queries, group, _evenly_spaced(tokens, max(1, max_rows // group)))
+
+
+def to_learn(queries: Queries, group: int, max_rows: int) -> Queries:
+    """The learn queries among `queries`, as `learn_tokens` chooses them."""
+    return _tokens_of(queries, group, learn_tokens(len(queries.vectors) // group, group, max_rows))
+
+
+def learn_tokens(tokens: int, group: int, max_rows: int) -> np.ndarray:
+    """Which of `tokens` tokens give the `max_rows` learn queries: their numbers (kept,), rising.
+
+    The last LAST_LEARN_TOKENS, but at most half of all, and evenly spaced ones before them. The one sampler
+    of learn queries: live decoding uses it too, so that an index learns from the same.
+    """
+    wanted = max(1, max_rows // group)
+    if tokens <= wanted:
+        return np.arange(tokens)
+    last = min(LAST_LEARN_TOKENS, wanted // 2)
+    return np.append(_evenly_spaced(tokens - last, wanted - last), np.arange(tokens - last, tokens))
+
+
+def _tokens_of(queries: Queries, group: int, tokens: np.ndarray) -> Queries:
+    keep = np.zeros(len(queries.vectors) // group, bool)
+    keep[tokens] = True
     return queries if keep.all() else queries.blocks(keep, group)
 
 
-def evenly_spaced(tokens: int, group: int, max_rows: int) -> np.ndarray:
-    """Which of `tokens` tokens `evenly` keeps: their numbers (kept,), rising."""
-    wanted = max(1, max_rows // group)
+def _evenly_spaced(tokens: int, wanted: int) -> np.ndarray:
     if tokens <= wanted:
         return np.arange(tokens)
     return np.unique(np.linspace(0, tokens - 1, wanted).round().astype(int))

@@ -75,6 +75,52 @@ def test_log_likelihoods_are_the_plain_models_whatever_came_before(folder, plain
     assert [is_greedy for _, is_greedy in scores] == [False, True, False, False, False]
 
 
+STATEFUL = """
+from dataclasses import dataclass
+import numpy as np
+from ra_bench.index import Found, Index, Work
+
+@dataclass
+class Moving(Index):
+    steps = 0
+
+    def build(self, keys, values=None, queries=None, about=None):
+        super().build(keys, values, queries, about)
+
+    def search(self, queries, k):
+        first = 20 * self.steps % (len(self.keys) - 20)
+        ids = np.arange(first, first + 20, dtype=np.int32)
+        return Found(np.tile(ids, (len(queries), 1)), Work())
+
+    def observe(self, queries):
+        self.steps += 1
+
+    def effort_sweep(self, n, k):
+        return [{}]
+
+    def save_state(self, folder):
+        np.save(folder / "steps.npy", np.array(self.steps))
+
+    def load_state(self, folder, mmap):
+        self.steps = int(np.load(folder / "steps.npy"))
+"""
+
+
+def test_what_one_answer_observed_is_gone_in_the_next(folder, tmp_path):
+    file = tmp_path / "moving.py"
+    file.write_text(STATEFUL)
+    continuation = tiny_model.token_ids(6, seed=5)[0].tolist()
+    responder = Responder(settings(folder, f"{file}::Moving", k=20), 2)
+    once, again = responder.score(PROMPT, [continuation, continuation])
+    assert once == again
+    still = file.read_text().replace("self.steps += 1", "pass")
+    (tmp_path / "still.py").write_text(still)
+    [other] = Responder(settings(folder, f"{tmp_path / 'still.py'}::Moving", k=20), 2).score(
+        PROMPT, [continuation]
+    )
+    assert abs(other[0] - once[0]) > 1e-5, "or its state does not show"
+
+
 def test_an_index_that_finds_little_answers_differently(folder, plain):
     """Else the tests above would not tell whether the index is asked at all."""
     found = Responder(settings(folder, "random", k=1), 5).score(PROMPT, [[7]])[0][0]

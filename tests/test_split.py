@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from ra_bench.errors import UsageError
-from ra_bench.split import GAP_TOKENS, RECENT_TOKENS, SINK_TOKENS, Queries, divide, evenly
+from ra_bench.split import (
+    GAP_TOKENS,
+    LAST_LEARN_TOKENS,
+    RECENT_TOKENS,
+    SINK_TOKENS,
+    Queries,
+    divide,
+    evenly,
+    learn_tokens,
+    to_learn,
+)
 from ra_bench.vectors import DataSet
 
 PREFILL = 3000
@@ -80,6 +90,23 @@ def test_evenly_is_the_same_for_the_same_input() -> None:
     assert chosen.positions[0] == 0
     assert chosen.positions[-1] == 49
     np.testing.assert_array_equal(chosen.vectors, evenly(queries, 2, 20).vectors)
+
+
+def test_learn_queries_are_evenly_spaced_and_end_with_the_last_tokens_in_full() -> None:
+    tokens = learn_tokens(10_000, group=4, max_rows=400)
+
+    assert len(tokens) == 100
+    np.testing.assert_array_equal(tokens[-LAST_LEARN_TOKENS:], np.arange(10_000 - LAST_LEARN_TOKENS, 10_000))
+    gaps = np.diff(tokens[: 100 - LAST_LEARN_TOKENS])
+    assert tokens[0] == 0
+    assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(-8, [0]), (2, [0]), (4, [0, 49]), (100, list(range(50)))])
+def test_few_learn_queries_are_still_spread_over_the_prompt(rows: int, expected: list[int]) -> None:
+    queries = Queries(np.arange(400.0).reshape(100, 4), np.arange(100) // 2, np.arange(100) % 2)
+
+    assert to_learn(queries, 2, rows).positions[::2].tolist() == expected
 
 
 def test_a_context_too_short_to_index_is_refused(make_dump) -> None:

@@ -12,7 +12,6 @@ from ra_bench.conformance.subject import (
     RECALL_FLOOR,
     K,
     Subject,
-    attention_error,
     dense_attention,
     overlap,
     require,
@@ -148,7 +147,7 @@ def recall_floor(subject: Subject) -> str | None:
     if index.kind in ("floor", "policy"):
         return f"is a {index.kind}: it does not look for the query's keys"
     if index.kind in ("sampling", "compressor"):
-        error = attention_error(index, subject.data.queries, K, subject.dearest(index, N_KEYS, K))
+        error = subject.attention_error(subject.data.queries)
         require(error <= ERROR_CEILING, f"attention error is {error:.2f}, must be at most {ERROR_CEILING}")
         return f"attention error {error:.2f}"
     found = subject.search(index, K)

@@ -16,13 +16,13 @@ from ra_bench.conformance.subject import (
     QUERY_NORM,
     K,
     Subject,
-    attention_error,
     dense_attention,
     raises,
     require,
     require_same,
     saved,
 )
+from ra_bench.index import Index
 
 
 def same_seed_same_answer(subject: Subject) -> str | None:
@@ -112,13 +112,17 @@ def insert_then_search(subject: Subject) -> str | None:
     raises(
         ValueError, lambda: index.insert(data.more_keys[:, 1:], data.more_values[:, 1:]), "insert of other d"
     )
-    half = N_INSERTED // 2
-    for part in (slice(0, half), slice(half, None)):
-        index.insert(data.more_keys[part], data.more_values[part])
+
+    def insert(index: Index) -> None:
+        half = N_INSERTED // 2
+        for part in (slice(0, half), slice(half, None)):
+            index.insert(data.more_keys[part], data.more_values[part])
+
+    insert(index)
     n = N_KEYS + N_INSERTED
     queries = QUERY_NORM * data.more_keys
     if index.kind in ("sampling", "compressor"):
-        error = attention_error(index, queries, K, subject.dearest(index, n, K))
+        error = subject.attention_error(queries, insert)
         require(error <= ERROR_CEILING, f"attention error is {error:.2f}, must be at most {ERROR_CEILING}")
         return f"attention error {error:.2f}"
     found = subject.search(index, K, queries, n)

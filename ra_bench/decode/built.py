@@ -69,6 +69,11 @@ class Built:
         """Keys in each index."""
         return len(self._all[0].keys)
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether decoding changes the indexes even if nothing is inserted."""
+        return any(index.is_stateful for index in self._all)
+
     def save(self) -> None:
         """Keeps the indexes as they are now, to `restore` them; once, where they can be saved."""
         if self._snapshot is not None:
@@ -83,7 +88,7 @@ class Built:
         self._snapshot = folder
 
     def restore(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
-        """Undoes all insertions: from what `save` kept, or by building anew, on nobody's time."""
+        """Undoes insertions and observations: from what `save` kept or by building anew, on nobody's time."""
         if self._snapshot is None:
             times = self.build_s, self.knn_s
             self.build(prefilled, learn_sizes)

@@ -17,7 +17,7 @@ from ra_bench.dump import Session, describe
 from ra_bench.head import Head
 from ra_bench.prefill import prefill
 from ra_bench.prompts import Document
-from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, evenly_spaced
+from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, learn_tokens
 from ra_bench.truth import exact_topk
 from ra_bench.vectors import HeadName, scaled
 
@@ -79,7 +79,7 @@ class Prefilled:
         """Keys, values, learn queries and heads of the layer's indexes, a KV head each.
 
         The same as `compare` hands them: the indexed set, and of the whole prefill `wanted` query rows,
-        evenly spaced, with their exact `neighbors` inside the index, if they are wanted.
+        with their exact `neighbors` inside the index, if they are wanted.
         """
         rows = self.layers[layer]
         assert rows.stored_keys is not None
@@ -90,7 +90,7 @@ class Prefilled:
         if wanted == 0:
             return keys, values, None, abouts
         group = abouts[0].group
-        tokens = evenly_spaced(self.tokens, group, max(group, wanted))
+        tokens = learn_tokens(self.tokens, group, wanted)
         places = np.searchsorted(self._learn_tokens, tokens)
         queries = []
         for head, about in enumerate(abouts):
@@ -185,7 +185,7 @@ class _Receiver:
         self._indexed_layers = indexed_layers
         self._recorder = recorder
         group = kept.session.plan.shape.group
-        chosen = [evenly_spaced(kept.tokens, group, max(group, size)) for size in learn_sizes if size]
+        chosen = [learn_tokens(kept.tokens, group, size) for size in learn_sizes if size]
         if chosen:
             kept._learn_tokens = np.unique(np.concatenate(chosen))
 

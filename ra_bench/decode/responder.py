@@ -190,6 +190,9 @@ class Responder:
             )
         layers = [layer for layer in cache.layers if isinstance(layer, IndexedLayer)]
         inserts = built is not None and built.can_insert
+        stateful = built is not None and built.is_stateful
+        if built is not None and stateful:
+            built.save()
         with torch.inference_mode(), cache.serving(model):
             stepper = Stepper(model, cache, lambda: insert_left(layers) if inserts else 0.0)
             stepper.prepare()
@@ -203,7 +206,7 @@ class Responder:
             for token in asked.fed:
                 stream.feed(token)
             yield stream
-        if built is not None and layers[0].inserted_tokens:
+        if built is not None and (stateful or layers[0].inserted_tokens):
             built.restore(asked.prefilled, asked.learn_sizes)
 
     def _track(self) -> Track:

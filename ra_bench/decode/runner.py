@@ -100,6 +100,8 @@ class Runner:
         if asked.min_keys_read is not None and not effort:
             effort = built.choose_effort(self._prefilled, arm.k, asked.min_keys_read)
         keys, index_bytes = built.tokens, built.host_bytes
+        if more and built.is_stateful:
+            built.save()  # now: the first step is observed already
         retrieval = Retrieval(arm.k, effort, asked.threads, getattr(torch, asked.dtype))
         recorder = self._recorder if arm == self._plan.recorded else None
         cache = self._maker(eager=recorder is not None).indexed(built, retrieval)
@@ -107,7 +109,7 @@ class Runner:
         row, made = self._decode(cache, layers, built, built.save if more else None, recorder)
         row |= self._quality(made) | work_of(layers, keys) | costs(made.steps, search_share(layers))
         inserted = layers[0].inserted_tokens
-        if inserted and more:
+        if more and (inserted or built.is_stateful):
             built.restore(self._prefilled, self.learn_sizes)
         return row | {
             "effort": json.dumps(effort),
