@@ -59,27 +59,26 @@ def labelled_rows(runs: Sequence[Run]) -> list[Row]:
 def points(rows: Iterable[Row]) -> list[Row]:
     """One point a run and task, and one over all tasks: means over samples, with the score's interval."""
     made = []
-    for same in by(rows, (*SCOPE, "index", "k")).values():
-        tasks = by(same, ("task",))
-        groups = {task: group for (task,), group in tasks.items()} | {ALL_TASKS: same}
-        for task, group in groups.items():
-            names = (
-                *SCOPE,
-                "context_tokens",
-                "index",
-                "run",
-                "k",
-                "effort",
-                "settings",
-                "effort_json",
-                "device",
-                "capture",
-            )
-            point: Row = {name: group[0].get(name) for name in names} | {"task": task, "samples": len(group)}
-            point |= {name: _mean(group, name) for name in MEANS}
-            point |= _interval([row["score"] for row in group if row.get("score") is not None])
-            made.append(point)
+    for in_scope in by(rows, SCOPE).values():
+        runs = list(by(in_scope, ("index", "k")).values())
+        common = set.intersection(*({_sample(row) for row in run} for run in runs))
+        for run in runs:
+            # An unfinished run is compared on what all have answered, where there is any.
+            shared = [row for row in run if _sample(row) in common] or run
+            tasks = {task: group for (task,), group in by(run, ("task",)).items()}
+            made += [_point(task, group) for task, group in (tasks | {ALL_TASKS: shared}).items()]
     return made
+
+
+def _sample(row: Row) -> tuple:
+    return row["task"], row["sample"]
+
+
+def _point(task: str, rows: Sequence[Row]) -> Row:
+    names = (*SCOPE, "context_tokens", "index", "run", "k", "effort", "settings", "effort_json", "capture")
+    point: Row = {name: rows[0].get(name) for name in names} | {"task": task, "samples": len(rows)}
+    point |= {name: _mean(rows, name) for name in MEANS}
+    return point | _interval([row["score"] for row in rows if row.get("score") is not None])
 
 
 def _interval(scores: Sequence[float]) -> Row:

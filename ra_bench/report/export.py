@@ -92,7 +92,7 @@ def _plain(row: Row) -> Row:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.@+=]+", "_", text).strip("_")
+    return re.sub(r"[^\w.@+=-]+", "_", text).strip("_")
 
 
 def _svg(spec: dict[str, Any]) -> bytes:

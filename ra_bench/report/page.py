@@ -150,7 +150,9 @@ def _library() -> str:
         return kept.read_text(encoding="utf-8")
     except OSError:
         pass
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )
     with contextlib.suppress(OSError):  # a page without the cache is the same page
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, script.encode())

@@ -13,6 +13,8 @@ from typing import Any
 LIGHT = ("#d55e00", "#0072b2", "#009e73", "#b8579a", "#c98500", "#3fa1d9", "#5b4bb7")
 DARK = ("#ff8a3d", "#4aa8e8", "#2fc79a", "#e29ac4", "#f0b429", "#8fd0f5", "#a99cf2")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# Of the parts of a bar, on either ground; the last one is what is left over.
+PARTS = ("#d55e00", "#2f8fd0", "#009e73", "#b8579a", "#c98500", "#6cc0ea", "#8577dd", "#8a94a0")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FILE_FONT = "Helvetica, Arial, sans-serif"
 # The first colour is `ra`'s wherever it was measured; the rest follow in order of appearance.

@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from ra_bench.report import theme
 from ra_bench.report.agreement import OFFLINE, ONLINE, pairs
 from ra_bench.report.decoded import ALL_TASKS, MEMORY, PARTS
 from ra_bench.report.figure import (
@@ -134,7 +135,9 @@ def _latency(material: Material) -> Figure | LeftOut:
         rows += [facts | {"part": label, "place": place, "ms": ms} for place, (label, ms) in enumerate(parts)]
     if not rows:
         return LeftOut(title, "the rows lack the columns model_ms … harness_ms")
-    known = [label for _, label in PARTS if any(row["part"] == label for row in rows)]
+    labels = [label for _, label in PARTS]
+    known = [label for label in labels if any(row["part"] == label for row in rows)]
+    colours = [theme.PARTS[labels.index(label)] for label in known]
     columns = (
         *(Column("run", "run"), Column("part", "part"), Column("ms", "mean ms", 3)),
         *(Column("tpot_ms", "ms per token, median", 4), Column("capture", "path")),
@@ -151,7 +154,7 @@ def _latency(material: Material) -> Figure | LeftOut:
         .encode(
             y=y,
             x=alt.X("ms:Q", title="ms per token (means of the parts)"),
-            color=alt.Color("part:N", title=None, scale=alt.Scale(domain=known)),
+            color=alt.Color("part:N", title=None, scale=alt.Scale(domain=known, range=colours)),
             order=alt.Order("place:Q"),
             tooltip=tooltip(columns),
         )
@@ -187,7 +190,13 @@ def _memory(material: Material) -> Figure | LeftOut:
         .encode(
             y=y,
             x=alt.X("megabytes:Q", title="MB when decoding begins", axis=alt.Axis(tickCount=6)),
-            color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=[label for _, label in MEMORY])),
+            color=alt.Color(
+                "kind:N",
+                title=None,
+                scale=alt.Scale(
+                    domain=[label for _, label in MEMORY], range=list(theme.PARTS[: len(MEMORY)])
+                ),
+            ),
             order=alt.Order("place:Q"),
             tooltip=tooltip(columns),
         )
