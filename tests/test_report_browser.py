@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import sys
 import time
@@ -16,12 +15,10 @@ from result_folders import compare_folder, decode_folder
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 webdriver = pytest.importorskip("selenium.webdriver")
+Service = pytest.importorskip("selenium.webdriver.chrome.service").Service
+By = pytest.importorskip("selenium.webdriver.common.by").By
 
-from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-
-from ra_bench.report.writing import write_report
+write_report = pytest.importorskip("ra_bench.report.writing").write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -91,29 +88,49 @@ def errors(browser):
     return [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
+COUNT_COLOURS = """
+const [image, done] = arguments, picture = new Image();
+picture.onload = () => {
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.width; canvas.height = picture.height;
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data, counts = {};
+  for (let i = 0; i < data.length; i += 4) {
+    const [red, green, blue] = data.slice(i, i + 3);
+    if (Math.max(red, green, blue) - Math.min(red, green, blue) < 60) continue;
+    const key = [red >> 4, green >> 4, blue >> 4].join();
+    counts[key] = (counts[key] ?? 0) + 1;
+  }
+  done(Object.values(counts).filter((count) => count > 20).length);
+};
+picture.src = "data:image/png;base64," + image;
+"""
+FIND_CUT = """
+const out = [];
+for (const chart of document.querySelectorAll(".chart:not([hidden])")) {
+  const name = chart.closest("figure").id;
+  if (chart.getBoundingClientRect().right > innerWidth + 1) out.push(name);
+  for (const text of chart.querySelectorAll("svg text")) {
+    const at = text.getBoundingClientRect(), svg = text.closest("svg").getBoundingClientRect();
+    const cut = at.right > svg.right + 2 || at.left < svg.left - 2;
+    if (at.width && cut) out.push(name + ": " + text.textContent);
+  }
+}
+return out;
+"""
+BOX = """
+const box = document.querySelector(arguments[0]).getBoundingClientRect();
+return { x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height, scale: 1 };
+"""
+
+
 def colours(browser, name):
-    """How many colours a screenshot of a chart holds, of the accents of the theme, by their pixels."""
-    chart = browser.find_element(By.CSS_SELECTOR, f"#{name} .chart")
-    image = base64.b64encode(chart.screenshot_as_png).decode()
-    return browser.execute_async_script(
-        """
-        const [image, done] = arguments, picture = new Image();
-        picture.onload = () => {
-          const canvas = document.createElement("canvas");
-          canvas.width = picture.width; canvas.height = picture.height;
-          const context = canvas.getContext("2d");
-          context.drawImage(picture, 0, 0);
-          const data = context.getImageData(0, 0, canvas.width, canvas.height).data, counts = {};
-          for (let i = 0; i < data.length; i += 4) {
-            const spread = Math.max(data[i], data[i + 1], data[i + 2]) - Math.min(data[i], data[i + 1], data[i + 2]);
-            if (spread > 60) { const key = [data[i] >> 4, data[i + 1] >> 4, data[i + 2] >> 4].join(); counts[key] = (counts[key] ?? 0) + 1; }
-          }
-          done(Object.values(counts).filter((count) => count > 20).length);
-        };
-        picture.src = "data:image/png;base64," + image;
-        """,
-        image,
-    )
+    """How many vivid colours the pixels of a chart show."""
+    clip = browser.execute_script(BOX, f"#{name} .chart")
+    asked = {"clip": clip, "captureBeyondViewport": True}
+    image = browser.execute_cdp_cmd("Page.captureScreenshot", asked)["data"]
+    return browser.execute_async_script(COUNT_COLOURS, image)
 
 
 def marks(browser, name):
@@ -129,28 +146,14 @@ def choose(browser, label, text):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_every_chart_draws_and_nothing_is_cut_off(browser, page, width, theme) -> None:
     assert not load(browser, page, width, theme).startswith("failed")
-    names = browser.execute_script(
-        "return [...document.querySelectorAll('figure')].filter(f => !f.querySelector('.chart').hidden).map(f => f.id)"
-    )
+    charts = browser.find_elements(By.CSS_SELECTOR, ".chart:not([hidden])")
+    names = [chart.find_element(By.XPATH, "..").get_attribute("id") for chart in charts]
 
     assert len(names) >= 14
     for name in names:
         assert colours(browser, name) >= 1, name
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
-    cut = browser.execute_script(
-        """
-        const out = [];
-        for (const chart of document.querySelectorAll(".chart:not([hidden])")) {
-          const box = chart.getBoundingClientRect();
-          if (box.right > innerWidth + 1) out.push(chart.closest("figure").id);
-          for (const text of chart.querySelectorAll("svg text")) {
-            const at = text.getBoundingClientRect(), svg = text.closest("svg").getBoundingClientRect();
-            if (at.width && (at.right > svg.right + 2 || at.left < svg.left - 2)) out.push(chart.closest("figure").id + ": " + text.textContent);
-          }
-        }
-        return out;
-        """
-    )
+    cut = browser.execute_script(FIND_CUT)
     assert cut == []
     assert errors(browser) == []
 
@@ -158,8 +161,8 @@ def test_every_chart_draws_and_nothing_is_cut_off(browser, page, width, theme) -
 def test_hover_shows_the_settings(browser, page) -> None:
     load(browser, page)
     mark = marks(browser, "quality-cost")[-1]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
-    ActionChains(browser).move_to_element(mark).perform()
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", mark)
+    webdriver.ActionChains(browser).move_to_element(mark).perform()
 
     text = until(lambda: browser.find_element(By.ID, "vg-tooltip-element").text)
 
@@ -188,13 +191,13 @@ def test_the_keyboard_hides_an_index_and_brings_it_back(browser, page) -> None:
     button = browser.find_element(By.CSS_SELECTOR, "#quality-cost .legend button[data-index='ivf']")
     browser.execute_script("arguments[0].focus()", button)
 
-    browser.switch_to.active_element.send_keys(Keys.SPACE)
+    browser.switch_to.active_element.send_keys(webdriver.Keys.SPACE)
 
     until(lambda: len(marks(browser, "quality-cost")) < before)
     focused = browser.switch_to.active_element
     assert focused.get_attribute("data-index") == "ivf"
     assert focused.get_attribute("aria-pressed") == "false"
-    focused.send_keys(Keys.SPACE)
+    focused.send_keys(webdriver.Keys.SPACE)
     until(lambda: len(marks(browser, "quality-cost")) == before)
 
 
@@ -202,9 +205,9 @@ def test_a_click_on_a_mark_hides_its_index(browser, page) -> None:
     load(browser, page)
     before = len(marks(browser, "quality-cost"))
     mark = marks(browser, "quality-cost")[-1]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", mark)
 
-    ActionChains(browser).move_to_element(mark).click().perform()
+    webdriver.ActionChains(browser).move_to_element(mark).click().perform()
 
     until(lambda: len(marks(browser, "quality-cost")) < before)
     assert "hidden" in browser.find_element(By.ID, "status").get_attribute("textContent")
@@ -212,7 +215,7 @@ def test_a_click_on_a_mark_hides_its_index(browser, page) -> None:
 
 def test_the_numbers_open_and_sort(browser, page) -> None:
     load(browser, page)
-    browser.execute_script("document.querySelector('#memory details').open = true")
+    browser.execute_script("document.querySelector('#memory .table details').open = true")
     button = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#memory th[data-field='index'] button"))[0]
     browser.execute_script("arguments[0].click()", button)
 

@@ -89,14 +89,14 @@ def _correlate(group: Sequence[Row]) -> None:
                 for row in group
                 if row[offline] is not None and row[online] is not None
             ]
-            text = f"no rank correlation: {len(both)} of the {LEAST_POINTS} indexes it needs"
+            text = f"ρ: needs {LEAST_POINTS} indexes"
             if len(both) >= LEAST_POINTS:
                 xs, ys = zip(*both, strict=True)
                 varied = len(set(xs)) > 1 and len(set(ys)) > 1
                 text = (
-                    f"Spearman's ρ = {spearmanr(xs, ys).statistic:+.2f} over {len(both)} indexes"
+                    f"ρ = {spearmanr(xs, ys).statistic:+.2f} ({len(both)} indexes)"
                     if varied
-                    else "no rank correlation: all equal"
+                    else "ρ: all equal"
                 )
             for row in group:
                 row[f"rank_{offline}_{online}"] = text

@@ -25,7 +25,7 @@ from ra_bench.table import TARGETS
 
 SECTION = "Cost to build"
 BAR = 24
-PARTS = (("build_s", "build"), ("knn_s", "neighbours, on all cores"))
+PARTS = (("build_s", "build"), ("knn_s", "neighbours"))
 AXIS_LABELS = alt.Axis(labelLimit=130)
 
 
