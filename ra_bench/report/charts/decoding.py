@@ -291,7 +291,8 @@ def _agreement(material: Material) -> Figure | LeftOut:
         section="Offline against online",
         title=title,
         how="Does the comparison of indexes on recorded vectors foretell what they do to a model's answers?"
-        " Each mark is an index at the effort that decode used; ρ is Spearman's rank correlation: near ±1 says yes.",
+        " Each mark is an index at the effort that decode used; ρ is Spearman's rank"
+        " correlation: near ±1 says yes.",
         rows=rows,
         columns=columns,
         filters=("data", "model", "context", "machine"),
