@@ -41,24 +41,20 @@ def sweep_points(rows: Sequence[Row]) -> list[Point]:
     A setting that only some heads needed (a sweep ends once it finds everything) counts with the last
     setting of the heads that ended earlier, so that all points speak of the same heads.
     """
+    by_head: dict[tuple, dict[int, Row]] = {}
+    for row in rows:
+        head = (row["document"], row["layer"], row["kv_head"])
+        by_head.setdefault(head, {})[row["effort_rank"]] = row
+    ranks = sorted({rank for sweep in by_head.values() for rank in sweep})
     points = []
-    for reached in carried_over_heads(rows):
+    for rank in ranks:
+        reached = [sweep.get(rank) or sweep[max(r for r in sweep)] for sweep in by_head.values()]
         shared = [_with_shares(row) for row in reached]
         values = {name: _mean([row.get(name) for row in shared]) for name in (*COSTS, *QUALITIES)}
         recalls = [row["recall"] for row in reached]
         values["worst_head_recall"] = min(recalls)
         points.append(Point(float(np.mean(recalls)), values))
     return points
-
-
-def carried_over_heads(rows: Sequence[Row]) -> list[list[Row]]:
-    """Of one index at one k: for each effort rank a row of every head, the last one of a sweep that ended."""
-    by_head: dict[tuple, dict[int, Row]] = {}
-    for row in rows:
-        head = (row["document"], row["layer"], row["kv_head"])
-        by_head.setdefault(head, {})[row["effort_rank"]] = row
-    ranks = sorted({rank for sweep in by_head.values() for rank in sweep})
-    return [[sweep.get(rank) or sweep[max(sweep)] for sweep in by_head.values()] for rank in ranks]
 
 
 def at_recall(index: str, points: Sequence[Point], target: float) -> Matched:

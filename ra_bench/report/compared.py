@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ra_bench.compare import ALWAYS
-from ra_bench.matched import carried_over_heads
 from ra_bench.report.rows import Run
 from ra_bench.results import Row
 
@@ -42,6 +41,8 @@ def labelled_rows(runs: Sequence[Run]) -> list[Row]:
     kept: list[tuple[Run, Row]] = []
     for run in runs:
         for row in run.ok:
+            if row.get("for_budgets"):  # a k that nobody asked for, measured for the budget tables
+                continue
             same = (row["unit"], row["k"], row["effort_rank"], row["machine"])
             if same not in seen:
                 seen.add(same)
@@ -76,6 +77,15 @@ def points_over_heads(rows: Iterable[Row]) -> list[Row]:
                 point |= {name: mean([row.get(name) for row in rows_at_rank]) for name in MEANS}
                 points.append(point | {"head": MEAN, "heads": f"{len(measured)} of {len(heads)}"})
     return points
+
+
+def carried_over_heads(sweep: Sequence[Row]) -> list[list[Row]]:
+    """Of one index at one k: for each effort rank a row of every head, the last one of a sweep that ended."""
+    by_head: dict[str, dict[int, Row]] = {}
+    for row in sweep:
+        by_head.setdefault(row["head"], {})[row["effort_rank"]] = row
+    ranks = sorted({rank for rows in by_head.values() for rank in rows})
+    return [[rows.get(rank) or rows[max(rows)] for rows in by_head.values()] for rank in ranks]
 
 
 def by(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple, list[Row]]:

@@ -55,6 +55,7 @@ def config(dark: bool = False, font: str = FONT) -> dict[str, Any]:
             "titlePadding": 10,
         },
         "axisBand": {"grid": False},
+        "axisX": {"labelBound": True},
         "legend": {
             "labelColor": text,
             "titleColor": quiet,
