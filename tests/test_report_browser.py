@@ -114,7 +114,8 @@ for (const chart of document.querySelectorAll(".chart:not([hidden])")) {
   for (const text of chart.querySelectorAll("svg text")) {
     const at = text.getBoundingClientRect(), svg = text.closest("svg").getBoundingClientRect();
     const cut = at.right > svg.right + 2 || at.left < svg.left - 2;
-    if (at.width && cut) out.push(name + ": " + text.textContent);
+    const shown = at.width && getComputedStyle(text).opacity !== "0"; // labels without room stay, unseen
+    if (shown && cut) out.push(name + ": " + text.textContent);
   }
 }
 return out;
