@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ra_bench.arguments import parse_numbers, parse_tokens
 from ra_bench.errors import RaBenchError, UsageError
+from ra_bench.report import require_report
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -32,6 +34,7 @@ NUMBERS_WIDTH = 200
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
 
 
@@ -135,6 +138,7 @@ def compare(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    no_report: NoReport = False,
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
@@ -174,6 +178,7 @@ def compare(
             out.print(unit.name)
         return
     folder = ResultFolder(path, plan.identity)
+    folder.note_command(_command())
     done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
     with Progress(err, len(plan.units), done, path) as progress:
         rows = comparison.run_plan(plan, folder, progress, force)
@@ -184,6 +189,8 @@ def compare(
         for table in compared(rows, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
+    if not no_report:
+        _report_of(path)
     for line in skipped(rows):
         err.print(line)
     failed = failures(rows)
@@ -247,6 +254,7 @@ def decode(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what has been run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    no_report: NoReport = False,
     as_json: Json = False,
 ) -> None:
     """Serves a model's attention by indexes while it decodes: answers, latency, memory."""
@@ -287,10 +295,10 @@ def decode(
             for arm in plan.arms:
                 out.print(f"{sample.task} {sample.number}: {arm}")
         return
-    _decode(plan, results, force, as_json)
+    _decode(plan, results, force, no_report, as_json)
 
 
-def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None:
+def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_json: bool) -> None:
     """Runs a plan of `decode` and prints what came out."""
     from ra_bench.decode.harness import run_plan
     from ra_bench.decode.rows import COLUMNS, LONG_COLUMNS
@@ -300,6 +308,7 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
 
     path = results or Path("results") / f"{plan.model.source.name}-{content_address(plan.identity)[:8]}"
     folder = ResultFolder(path, plan.identity, COLUMNS)
+    folder.note_command(_command())
     addresses = [plan.address(sample, arm) for sample in plan.samples for arm in plan.arms]
     done = 0 if force else sum(folder.has(address) for address in addresses)
     with Progress(err, len(addresses), done, path) as progress:
@@ -312,6 +321,8 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         for table in tables(rows):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
+    if not no_report:
+        _report_of(path)
     for line in ended(rows, ["skipped"]):
         err.print(line)
     failed = ended(rows, ["failed", "oom"])
@@ -354,6 +365,32 @@ def drift(
     dump = DataSet.open(sample_path() if data is None else data)
     for line in table(measure_drift(dump, _names(indexes), tokens, recall, threads)):
         print(line, flush=True)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RESULTS]...", help="Folders of compare and decode. Default: all in results/."
+        ),
+    ] = None,
+    page: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Write each figure as SVG and PNG into this folder too.")
+    ] = None,
+) -> None:
+    """Writes rows as one self-contained HTML page with charts."""
+    require_report()
+    from ra_bench.report.rows import default_folders
+    from ra_bench.report.writing import write_report
+
+    written = write_report(folders or default_folders(), page, figures)
+    for note in written.notes:
+        err.print(f"note: {note}")
+    if figures is not None:
+        out.print(f"{len(written.figures)} figures in {figures}")
+    out.print(f"report in {written.page}")
 
 
 @app.command("list")
@@ -431,6 +468,22 @@ def _tables(text: str | None) -> tuple[str, ...] | None:
         if name not in TABLES:
             raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
     return _names(text)
+
+
+def _report_of(path: Path) -> None:
+    """Writes the page of a run into its folder; what hinders it is a line, for the rows are there."""
+    try:
+        require_report()
+        from ra_bench.report.writing import write_report
+
+        written = write_report([path], path / "report.html")
+        err.print(f"report in {written.page}")
+    except RaBenchError as error:
+        err.print(f"no report: {error}")
+
+
+def _command() -> str:
+    return shlex.join(["ra-bench", *sys.argv[1:]])
 
 
 def _names(text: str | None) -> tuple[str, ...]:

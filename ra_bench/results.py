@@ -1,6 +1,7 @@
 """One row a measurement: the schema, and the folder in which rows land as each unit ends.
 
     OUT/run.json            what the run measures; a folder of another run is refused
+    OUT/commands.txt        the commands that measured it, one a line
     OUT/rows/UNIT.parquet   the rows of one unit, written whole or not at all
     OUT/log/UNIT.log        what the unit's process printed
 
@@ -23,6 +24,8 @@ from ra_bench.errors import RunError, UsageError
 
 SCHEMA_VERSION = 2
 DONE = ("ok", "skipped")  # a unit that ended so is not run again
+
+COMMANDS = "commands.txt"
 
 _SAMPLES = pa.list_(pa.float32())
 _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -140,6 +143,17 @@ class ResultFolder:
         except OSError as error:
             raise RunError(f"--out '{path}' cannot be written: {error.strerror}") from error
 
+    def note_command(self, command: str) -> None:
+        """Keeps a command that measured into the folder, once."""
+        commands = read_commands(self.path)
+        if command not in commands:
+            try:
+                write_whole(
+                    self.path / COMMANDS, "".join(f"{one}\n" for one in [*commands, command]).encode()
+                )
+            except OSError as error:
+                raise RunError(f"--out '{self.path}' cannot be written: {error.strerror}") from error
+
     def log_file(self, unit: str) -> Path:
         """Where the unit's process may print."""
         return self.path / "log" / f"{unit}.log"
@@ -181,6 +195,14 @@ class ResultFolder:
 
     def _file(self, unit: str) -> Path:
         return self.path / "rows" / f"{unit}.parquet"
+
+
+def read_commands(path: Path) -> list[str]:
+    """The commands that measured into a result folder, oldest first."""
+    try:
+        return (path / COMMANDS).read_text().splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,0 +1,1 @@
+"""One module a family of figures. Each has `figures(material)`: figures, and what the rows do not allow."""
