@@ -1,6 +1,7 @@
 """`ra-bench`: verbs and their arguments, nothing else. stdout is for results, stderr for progress.
 
-Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot be done; 130 interrupted.
+Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot be done; 3 a gate of `diff`
+fell; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -301,6 +302,62 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         err.print(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("diff")
+def diff_results(
+    a: Annotated[Path, typer.Argument(help="Result folder of compare: before.")],
+    b: Annotated[Path, typer.Argument(help="Result folder of compare: after.")],
+    fail_on: Annotated[
+        str | None,
+        typer.Option(help="Gates on B less A, as mass_total<-0.01,p50>+20%; exit code 3 where one falls."),
+    ] = None,
+    certain: Annotated[
+        bool, typer.Option("--certain", help="A gate falls only where the whole interval is beyond it.")
+    ] = False,
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Compare times of different machines too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tells what changed between two results: paired differences, how sure they are, and gates."""
+    from ra_bench.diff import table
+    from ra_bench.diff.changes import changes
+    from ra_bench.diff.gates import fallen, parse_gates, refuse_untimed
+    from ra_bench.diff.pairs import newly_failed, pair, unpaired
+    from ra_bench.diff.quantities import QUANTITIES
+    from ra_bench.diff.sides import read_side, refuse_unlike
+
+    gates = parse_gates(fail_on) if fail_on is not None else []
+    sides = read_side("A", a), read_side("B", b)
+    refuse_unlike(*sides)
+    if not across_machines:
+        refuse_untimed(gates, *sides)
+    paired = pair(*sides)
+    found = changes(paired, QUANTITIES.values() if as_json else table.columns_of(gates), across_machines)
+    for line in table.heading(*sides):
+        err.print(line)
+    if as_json:
+        for change in found:
+            print(json.dumps(table.as_row(change)))
+    else:
+        for one in table.tables(found, paired):
+            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(one)
+        for line in table.summary(found):
+            out.print(line)
+    if not across_machines and not all(one.same_machine for one in paired):
+        machines = " and ".join("; ".join(side.machines) for side in sides)
+        err.print(f"times are not compared: {machines} are different machines (--across-machines)")
+    for line in unpaired(*sides):
+        err.print(line)
+    failed = newly_failed(*sides)
+    for line in failed:
+        err.print(line)
+    fell = fallen(gates, found, certain)
+    for gate, change in fell:
+        err.print(table.fallen_line(gate, change))
+    if fell or (gates and failed):
+        raise typer.Exit(3)
 
 
 @app.command("list")

@@ -144,11 +144,24 @@ def _drawn(sample: np.ndarray, quantile: float | None, stream: int) -> np.ndarra
         return sample.mean(axis=0) @ counts / sample.shape[1]
     flat = sample.ravel()
     order = np.argsort(flat, kind="stable")
-    upto = np.cumsum(counts[order % sample.shape[1]], axis=0)  # of the resample, at or below each value
+    # Of each resample, how many are at or below each value; in few bytes, as all of it is read.
+    kind = np.int16 if flat.size < 2**15 else np.int32
+    upto = np.cumsum(counts.astype(kind)[order % sample.shape[1]], axis=0, dtype=kind)
     place = quantile * (flat.size - 1)  # in the sorted resample, as np.quantile interpolates
-    ordered = flat[order]
-    low, high = (ordered[(upto <= at).sum(axis=0)] for at in (int(np.floor(place)), int(np.ceil(place))))
+    low, high = (flat[order[_first_above(upto, int(at))]] for at in (np.floor(place), np.ceil(place)))
     return low + (high - low) * (place - np.floor(place))
+
+
+def _first_above(rising: np.ndarray, bound: int) -> np.ndarray:
+    """Of each column of `rising` (rows, columns), the first row whose number is above `bound`."""
+    low = np.zeros(rising.shape[1], np.intp)
+    high = np.full(rising.shape[1], len(rising) - 1, np.intp)
+    columns = np.arange(rising.shape[1])
+    while (low < high).any():
+        middle = (low + high) // 2
+        above = rising[middle, columns] > bound
+        low, high = np.where(above, low, middle + 1), np.where(above, middle, high)
+    return low
 
 
 @functools.lru_cache(maxsize=256)
