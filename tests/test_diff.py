@@ -316,7 +316,7 @@ def test_json_lines_hold_every_quantity_and_the_table_a_line_a_setting(tmp_path,
     (mass,) = [line for line in lines if line["quantity"] == "mass_total"]
     assert mass["by_query"][0] <= mass["change"] <= mass["by_query"][1]
     assert shown.count("nprobe=1") == 1
-    assert "keys_read: 0 better, 0 worse, 0 within the noise, 1 equal" in shown
+    assert "keys_read: 0 better, 0 worse, 0 not certain, 1 equal" in shown
 
 
 def damaged(path: Path) -> None:

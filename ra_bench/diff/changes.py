@@ -56,11 +56,11 @@ class Change:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it changed, and the interval (where there is one) does not hold zero."""
+        """Whether its interval does not hold zero; without one, a changed count is certain, a time never."""
         if self.before == self.after:
             return False
         ends = self.interval(self.quantity.relative)
-        return ends is None or ends.low > 0 or ends.high < 0
+        return not self.quantity.is_time if ends is None else ends.low > 0 or ends.high < 0
 
     @property
     def is_better(self) -> bool:

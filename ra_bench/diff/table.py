@@ -64,7 +64,7 @@ def cell(change: Change | None) -> str:
 
 
 def summary(found: Sequence[Change]) -> list[str]:
-    """A line for each shown quantity: how many settings got better or worse, and how many nobody can tell."""
+    """A line for each shown quantity: how many settings got better or worse, and how many are not certain."""
     lines = []
     for quantity in SHOWN:
         held = [change for change in found if change.quantity == quantity]
@@ -76,10 +76,15 @@ def summary(found: Sequence[Change]) -> list[str]:
         parts = [
             f"{better} better",
             f"{len(certain) - better} worse",
-            f"{len(held) - len(certain) - equal} within the noise",
+            f"{len(held) - len(certain) - equal} not certain",
             f"{equal} equal",
         ]
         lines.append(f"{quantity.column}: {', '.join(parts)}")
+    if any(change.quantity.is_time for change in found):
+        lines.append(
+            "Intervals of times hold what differs between the queries and passes of a run; two runs of the"
+            " same code differ by more on a busy machine."
+        )
     return lines
 
 
