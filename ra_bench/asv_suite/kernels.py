@@ -64,6 +64,8 @@ class Exact:
 
     def setup(self) -> None:
         """Draws the vectors once."""
+        import torch  # noqa: F401 - loaded before the clock starts
+
         from ra_bench.truth import exact_topk
 
         self.exact_topk = exact_topk
