@@ -24,11 +24,6 @@ class Search(Built):
         for token in self.tokens:
             self.index.search(token, K, **self.settings)
 
-    def time_attend(self, states: States, data: str, spec: str, effort: str) -> None:
-        """32 tokens, one call each: the search, and attention over what it found."""
-        for token in self.tokens:
-            self.index.attend(token, K, **self.settings)
-
 
 class Quality(Built):
     """What a search misses; measured once, in `setup_cache`."""
