@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 NATIVE := $(shell find indexes -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
 
-.PHONY: help install compare check test test-all lint format clean
+.PHONY: help install compare check test test-all asv asv-smoke lint format clean
 
 help:
 	@echo "make compare    compare ra, hnsw and ivf on the built-in sample"
 	@echo "make check      every index against the contract"
 	@echo "make test       tests, under 10 minutes on two cores"
 	@echo "make test-all   the long tests too"
+	@echo "make asv        measure this commit with asv in an environment of its own, write .asv/html"
+	@echo "make asv-smoke  every asv benchmark once, here; fails where nothing was measured"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
 
@@ -35,6 +37,15 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m ""
+
+asv: $(INSTALLED)
+	$(BIN)/python -m asv machine --yes
+	$(BIN)/python -m asv run --show-stderr 'HEAD^!'
+	$(BIN)/python -m asv publish
+	@echo "look at it with: $(BIN)/python -m asv preview"
+
+asv-smoke: $(INSTALLED)
+	$(BIN)/python -m ra_bench.asv_suite.smoke
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

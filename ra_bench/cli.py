@@ -1,12 +1,12 @@
 """`ra-bench`: verbs and their arguments, nothing else. stdout is for results, stderr for progress.
 
-Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot be done; 130 interrupted.
+Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot be done; 3 a gate of `diff`
+fell; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,9 @@ import typer
 from rich.console import Console
 
 from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.cli_analysis import app as analysis_verbs
+from ra_bench.cli_common import NUMBERS_WIDTH, Json, NoReport, command_line, err, names, out, report_of
 from ra_bench.errors import RaBenchError, UsageError
-from ra_bench.report import require_report
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -29,13 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
-NUMBERS_WIDTH = 200
-out = Console(soft_wrap=True, markup=False, highlight=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-
-NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
+app.add_typer(analysis_verbs)
 
 
 @app.command()
@@ -178,7 +173,7 @@ def compare(
             out.print(unit.name)
         return
     folder = ResultFolder(path, plan.identity)
-    folder.note_command(_command())
+    folder.note_command(command_line())
     done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
     with Progress(err, len(plan.units), done, path) as progress:
         rows = comparison.run_plan(plan, folder, progress, force)
@@ -190,7 +185,7 @@ def compare(
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     if not no_report:
-        _report_of(path)
+        report_of(path)
     for line in skipped(rows):
         err.print(line)
     failed = failures(rows)
@@ -268,12 +263,12 @@ def decode(
         Settings(
             model=model,
             indexes=tuple(split_specs(indexes)),
-            tasks=_names(tasks),
+            tasks=names(tasks),
             context_tokens=parse_tokens(context),
             limit=limit,
             ks=tuple(parse_numbers("--k", k)),
             protocol=protocol,
-            baselines=() if baselines == "none" else _names(baselines),
+            baselines=() if baselines == "none" else names(baselines),
             dense_layers=tuple(parse_numbers("--dense-layers", dense_layers)) if dense_layers else (),
             min_keys_read=min_keys_read,
             max_new_tokens=max_new_tokens,
@@ -308,7 +303,7 @@ def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_js
 
     path = results or Path("results") / f"{plan.model.source.name}-{content_address(plan.identity)[:8]}"
     folder = ResultFolder(path, plan.identity, COLUMNS)
-    folder.note_command(_command())
+    folder.note_command(command_line())
     addresses = [plan.address(sample, arm) for sample in plan.samples for arm in plan.arms]
     done = 0 if force else sum(folder.has(address) for address in addresses)
     with Progress(err, len(addresses), done, path) as progress:
@@ -322,7 +317,7 @@ def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_js
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     if not no_report:
-        _report_of(path)
+        report_of(path)
     for line in ended(rows, ["skipped"]):
         err.print(line)
     failed = ended(rows, ["failed", "oom"])
@@ -330,67 +325,6 @@ def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_js
         err.print(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
-
-
-@app.command()
-def heads(
-    data: Annotated[Path, typer.Option(help="A dump of all heads with --prompt repeated:2500x4.")],
-    results: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
-    induction: Annotated[float, typer.Option(help="Share of query heads that retrieve by induction.")] = 0.14,
-    echo: Annotated[float, typer.Option(help="Share of query heads that retrieve by echo.")] = 0.01,
-) -> None:
-    """Tells which KV heads of a model retrieve, for razor: from a dump of random tokens that repeat."""
-    from ra_bench.retrieval_heads import classify
-    from ra_bench.vectors import DataSet
-
-    known = classify(DataSet.open(data), induction, echo)
-    known.write(results)
-    names = ", ".join(f"layer {layer} head {kv_head}" for layer, kv_head in known.retrieval)
-    out.print(f"{len(known.retrieval)} of {len(known.scores)} KV heads retrieve: {names}")
-
-
-@app.command()
-def drift(
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
-    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
-    tokens: Annotated[int, typer.Option(help="Keys that are inserted.")] = 8192,
-    recall: Annotated[float, typer.Option(help="Recall@100 that the index built whole has to reach.")] = 0.95,
-    threads: Annotated[int, typer.Option(help="Threads of builds; inserts take one.")] = 1,
-) -> None:
-    """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
-    from ra_bench.datasets.sample import sample_path
-    from ra_bench.drift import measure_drift, table
-    from ra_bench.vectors import DataSet
-
-    dump = DataSet.open(sample_path() if data is None else data)
-    for line in table(measure_drift(dump, _names(indexes), tokens, recall, threads)):
-        print(line, flush=True)
-
-
-@app.command()
-def report(
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[RESULTS]...", help="Folders of compare and decode. Default: all in results/."
-        ),
-    ] = None,
-    page: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Write each figure as SVG and PNG into this folder too.")
-    ] = None,
-) -> None:
-    """Writes rows as one self-contained HTML page with charts."""
-    require_report()
-    from ra_bench.report.rows import default_folders
-    from ra_bench.report.writing import write_report
-
-    written = write_report(folders or default_folders(), page, figures)
-    for note in written.notes:
-        err.print(f"note: {note}")
-    if figures is not None:
-        out.print(f"{len(written.figures)} figures in {figures}")
-    out.print(f"report in {written.page}")
 
 
 @app.command("list")
@@ -464,30 +398,10 @@ def _tables(text: str | None) -> tuple[str, ...] | None:
 
     if text is None:
         return None
-    for name in _names(text):
+    for name in names(text):
         if name not in TABLES:
             raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
-    return _names(text)
-
-
-def _report_of(path: Path) -> None:
-    """Writes the page of a run into its folder; what hinders it is a line, for the rows are there."""
-    try:
-        require_report()
-        from ra_bench.report.writing import write_report
-
-        written = write_report([path], path / "report.html")
-        err.print(f"report in {written.page}")
-    except RaBenchError as error:
-        err.print(f"no report: {error}")
-
-
-def _command() -> str:
-    return shlex.join(["ra-bench", *sys.argv[1:]])
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    return names(text)
 
 
 def _gigabytes(value: float) -> int:

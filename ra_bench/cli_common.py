@@ -1,0 +1,44 @@
+"""What the modules of the command line share: where they print, common options, the report of a run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ra_bench.errors import RaBenchError
+from ra_bench.report import require_report
+
+# Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
+NUMBERS_WIDTH = 200
+out = Console(soft_wrap=True, markup=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
+
+
+def report_of(path: Path) -> None:
+    """Writes the page of a run into its folder; what hinders it is a line, for the rows are there."""
+    try:
+        require_report()
+        from ra_bench.report.writing import write_report
+
+        written = write_report([path], path / "report.html")
+        err.print(f"report in {written.page}")
+    except RaBenchError as error:
+        err.print(f"no report: {error}")
+
+
+def command_line() -> str:
+    """The command as it was given, for a shell."""
+    return shlex.join(["ra-bench", *sys.argv[1:]])
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """The parts of an argument that commas separate."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
