@@ -21,7 +21,7 @@ install: $(INSTALLED)
 # constraints.txt pins what CI passed with; an unpinned torch would pull gigabytes of CUDA.
 $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf,ann]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf,ann,data]'
 	touch $(INSTALLED)
 
 compare: $(INSTALLED)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.arguments import parse_bytes, parse_numbers, parse_tokens
+from ra_bench.data_cli import app as data_app
 from ra_bench.errors import RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
 NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
 out = Console(soft_wrap=True, markup=False, highlight=False)
@@ -54,6 +56,10 @@ def dump(
         int, typer.Option(help="Tokens to decode; their queries are the true tests.")
     ] = 32,
     query_stride: Annotated[int, typer.Option(help="Keep the prefill queries of every so many tokens.")] = 1,
+    learn_share: Annotated[
+        float, typer.Option(help="Keep the prefill queries of this share of the tokens, evenly spaced.")
+    ] = 1.0,
+    max_bytes: Annotated[str | None, typer.Option(help="Refuse a dump larger than this, as 64g.")] = None,
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Stored type.")] = "float16",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
     random_weights: Annotated[
@@ -81,6 +87,8 @@ def dump(
         kv_heads=kv_heads,
         decode_steps=decode_steps,
         query_stride=query_stride,
+        learn_share=learn_share,
+        max_bytes=None if max_bytes is None else parse_bytes(max_bytes, "--max-bytes"),
         dtype=dtype,
         device=device,
         random_weights=random_weights,
@@ -99,8 +107,12 @@ def dump(
 
 @app.command()
 def compare(
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
-    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    indexes: Annotated[
+        str | None, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data set's path or name (ra-bench data list). Default: the sample.")
+    ] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
         str | None, typer.Option(help="Layers of the data set, as 0,8-11. Default: all.")
@@ -124,40 +136,73 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    reproduce: Annotated[
+        Literal["vibe"] | None, typer.Option(help="Check published results on their own files.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
-    from ra_bench import compare as comparison
+    from ra_bench import reproduce as published
+    from ra_bench.compare import Settings
     from ra_bench.datasets.sample import sample_path
-    from ra_bench.progress import Progress
     from ra_bench.registry import split as split_specs
-    from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, skipped, tables
+    from ra_bench.table import failures, skipped
 
-    plan = comparison.make_plan(
-        comparison.Settings(
-            indexes=tuple(split_specs(indexes)),
-            data=str(data or sample_path()),
-            ks=tuple(parse_numbers("--k", k)),
-            layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
-            kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
-            split=split,
-            max_queries=max_queries,
-            causal_learn=causal_learn,
-            threads=threads,
-            repeats=repeats,
-            seed=seed,
-            timeout_s=timeout,
-            **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
-        )
+    if (indexes is None) == (reproduce is None) or (reproduce and data):
+        raise UsageError("give --indexes (and --data), or --reproduce alone")
+    settings = Settings(
+        indexes=tuple(split_specs(indexes or "flat")),
+        data=str(data or sample_path()),
+        ks=tuple(parse_numbers("--k", k)),
+        layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
+        kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
+        split=split,
+        max_queries=max_queries,
+        causal_learn=causal_learn,
+        threads=threads,
+        repeats=repeats,
+        seed=seed,
+        timeout_s=timeout,
+        **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
     )
+    verdicts: list[published.Verdict] = []
+    if reproduce is None:
+        rows = _compare(settings, results, force, dry_run, as_json)
+    else:
+        rows = []
+        for one in published.present(reproduce):
+            of_head = replace(settings, data=str(one.path), indexes=published.indexes(), ks=published.KS)
+            measured = _compare(of_head, results and results / one.name, force, dry_run, as_json)
+            verdicts += published.verdicts(one.name, measured) if measured else []
+            rows += measured
+        for verdict in verdicts:
+            (err if as_json else out).print(verdict.line)
+    for line in skipped(rows):
+        err.print(line)
+    failed = failures(rows)
+    for line in failed:
+        err.print(f"failed: {line}")
+    if failed or not all(verdict.holds for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _compare(
+    settings: Any, results: Path | None, force: bool, dry_run: bool, as_json: bool
+) -> list[dict[str, Any]]:
+    """Runs a comparison, prints what came out, and returns its rows."""
+    from ra_bench import compare as comparison
+    from ra_bench.progress import Progress
+    from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
+    from ra_bench.table import tables
+
+    plan = comparison.make_plan(settings)
     name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
     path = results or Path("results") / name
     if dry_run:
         for unit in plan.units:
             out.print(unit.name)
-        return
+        return []
     folder = ResultFolder(path, plan.identity)
     done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
     with Progress(err, len(plan.units), done, path) as progress:
@@ -169,13 +214,7 @@ def compare(
         for table in tables(rows):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
-    for line in skipped(rows):
-        err.print(line)
-    failed = failures(rows)
-    for line in failed:
-        err.print(f"failed: {line}")
-    if failed:
-        raise typer.Exit(1)
+    return rows
 
 
 @app.command()
