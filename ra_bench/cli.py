@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,16 +143,17 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
-    from ra_bench import reproduce as published
     from ra_bench.compare import Settings
+    from ra_bench.compare_run import run
     from ra_bench.datasets.sample import sample_path
     from ra_bench.registry import split as split_specs
-    from ra_bench.table import failures, skipped
 
-    if (indexes is None) == (reproduce is None) or (reproduce and data):
-        raise UsageError("give --indexes (and --data), or --reproduce alone")
+    if indexes is None and reproduce is None:
+        raise UsageError("Missing option '--indexes'; only --reproduce brings its own")
+    if reproduce is not None and (indexes is not None or data is not None):
+        raise UsageError("--reproduce brings its own --indexes and --data: give it alone")
     settings = Settings(
-        indexes=tuple(split_specs(indexes or "flat")),
+        indexes=tuple(split_specs("flat" if indexes is None else indexes)),
         data=str(data or sample_path()),
         ks=tuple(parse_numbers("--k", k)),
         layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
@@ -166,55 +167,8 @@ def compare(
         timeout_s=timeout,
         **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
     )
-    verdicts: list[published.Verdict] = []
-    if reproduce is None:
-        rows = _compare(settings, results, force, dry_run, as_json)
-    else:
-        rows = []
-        for one in published.present(reproduce):
-            of_head = replace(settings, data=str(one.path), indexes=published.indexes(), ks=published.KS)
-            measured = _compare(of_head, results and results / one.name, force, dry_run, as_json)
-            verdicts += published.verdicts(one.name, measured) if measured else []
-            rows += measured
-        for verdict in verdicts:
-            (err if as_json else out).print(verdict.line)
-    for line in skipped(rows):
-        err.print(line)
-    failed = failures(rows)
-    for line in failed:
-        err.print(f"failed: {line}")
-    if failed or not all(verdict.holds for verdict in verdicts):
+    if not run(settings, results, force, dry_run, as_json, reproduce):
         raise typer.Exit(1)
-
-
-def _compare(
-    settings: Any, results: Path | None, force: bool, dry_run: bool, as_json: bool
-) -> list[dict[str, Any]]:
-    """Runs a comparison, prints what came out, and returns its rows."""
-    from ra_bench import compare as comparison
-    from ra_bench.progress import Progress
-    from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import tables
-
-    plan = comparison.make_plan(settings)
-    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
-    path = results or Path("results") / name
-    if dry_run:
-        for unit in plan.units:
-            out.print(unit.name)
-        return []
-    folder = ResultFolder(path, plan.identity)
-    done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
-    with Progress(err, len(plan.units), done, path) as progress:
-        rows = comparison.run_plan(plan, folder, progress, force)
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
-    else:
-        for table in tables(rows):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows")
-    return rows
 
 
 @app.command()

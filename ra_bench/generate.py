@@ -29,7 +29,7 @@ JITTER = 0.35  # of the difference of two rows of a cluster
 ROWS_A_CLUSTER = 48
 BLOCK_TOKENS = 1 << 16
 TAIL_SHARE = 0.05  # of the keys' variance lies in the directions that `ood` stretches queries along
-_FIT_ROUNDS = 8
+_FIT_ROUNDS, _FIT_ROWS = 5, 64  # of k-means, and rows a cluster that it is fitted to
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,11 @@ class _Pool:
         """The rows `chosen` (m,), each moved by a part of the difference of two rows of its cluster."""
         cluster = self._cluster[chosen]
         starts, sizes = self._starts[cluster], self._sizes[cluster]
-        first, second = (
-            self._members[starts + (rng.random(len(chosen)) * sizes).astype(np.int64)] for _ in range(2)
-        )
+        alone = sizes < 2  # then any two rows will do
+        starts, sizes = np.where(alone, 0, starts), np.where(alone, len(self._members), sizes)
+        at = (rng.random(len(chosen)) * sizes).astype(np.int64)
+        other = (at + 1 + (rng.random(len(chosen)) * (sizes - 1)).astype(np.int64)) % sizes
+        first, second = self._members[starts + at], self._members[starts + other]
         return self.rows[chosen] + np.float32(JITTER / 2**0.5) * (self.rows[first] - self.rows[second])
 
 
@@ -271,7 +273,7 @@ def _clusters(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
         niter=_FIT_ROUNDS,
         seed=seed + 1,
         min_points_per_centroid=1,
-        max_points_per_centroid=256,
+        max_points_per_centroid=_FIT_ROWS,
     )
     kmeans.train(rows)
     cluster = kmeans.index.search(rows, 1)[1][:, 0]

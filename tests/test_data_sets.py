@@ -1,4 +1,4 @@
-"""Every family of data sets is read as heads; what it lacks stays empty, and what lies is refused in one line."""
+"""Every family of data sets is read as heads; what it lacks stays empty, what lies is refused in one line."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_dumps_are_asked_first_and_every_family_says_its_layout():
 
 
 def refusal(path):
-    """The one line that opening and loading all heads of `path` ends in; an empty string where all is well."""
+    """The one line that opening and loading all heads of `path` ends in, or an empty string."""
     try:
         data = open_data(path)
         for name in data.heads:
