@@ -23,7 +23,7 @@ install: $(INSTALLED)
 # constraints.txt pins what CI passed with; an unpinned torch would pull gigabytes of CUDA.
 $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf,ann,report]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf,ann,report,data]'
 	touch $(INSTALLED)
 
 compare: $(INSTALLED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ra_bench.errors import UsageError
 
 LARGEST = 1_000_000
+BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def parse_numbers(argument: str, text: str) -> list[int]:
@@ -23,8 +24,18 @@ def parse_numbers(argument: str, text: str) -> list[int]:
 
 
 def parse_tokens(text: str, argument: str = "--context") -> int:
-    """A number of tokens: "4096", or "32k" for 32 * 1024. Raises UsageError."""
-    digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+    """A number of tokens: "4096", "32k" for 32 * 1024 or "1m" for 1024 * 1024. Raises UsageError."""
+    factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1:].lower(), 1)
+    digits = text if factor == 1 else text[:-1]
     if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
         raise UsageError(f"{argument} must be a number of tokens such as 4096 or 32k, got '{text}'")
     return int(digits) * factor
+
+
+def parse_bytes(text: str, argument: str) -> int:
+    """A size: "1000000", or "200g" for 200 * 10^9; k, m, g and t are powers of 1000. Raises UsageError."""
+    unit = text[-1:].lower() if text[-1:].isalpha() else ""
+    digits = text[: len(text) - len(unit)]
+    if unit not in BYTE_UNITS or not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
+        raise UsageError(f"{argument} must be a number of bytes such as 500m or 64g, got '{text}'")
+    return int(digits) * BYTE_UNITS[unit]

@@ -20,6 +20,9 @@ Rows = TypeVar("Rows", np.ndarray, "torch.Tensor")
 
 # Scores of one block of queries stay below this many elements (256 MiB of float32).
 BLOCK_ELEMENTS = 1 << 26
+# Keys of one block of exact work: on the CPU 64 MiB of float32, so that it needs little memory beside the
+# keys, which may lie in a file larger than memory.
+KEY_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 30}
 
 
 def partial_attention(
@@ -31,17 +34,33 @@ def partial_attention(
     `limits[i]` keys. Returns output (m, d) and log-sum-exp (m,), float32; a query that sees no key gets
     output 0 and log-sum-exp -inf.
     """
-    import torch
-
     device = best_device()
     n, m = len(keys), len(queries)
     output = np.zeros((m, values.shape[1]), np.float32)
     lse = np.full(m, -np.inf, np.float32)
     if n == 0 or m == 0:
         return output, lse
+    step = key_rows(keys, device)
+    for first in range(0, n, step):
+        of_step = slice(first, first + step)
+        limit = None if limits is None else limits - first
+        part = _attention_of_keys(queries, keys[of_step], values[of_step], limit, device)
+        output, lse = part if first == 0 else merge([(output, lse), part])
+    return output, lse
+
+
+def _attention_of_keys(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, limits: np.ndarray | None, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """`partial_attention` over one block of keys."""
+    import torch
+
+    output = np.zeros((len(queries), values.shape[1]), np.float32)
+    lse = np.full(len(queries), -np.inf, np.float32)
     keys_t, values_t = on_device(keys, device), on_device(values, device)
-    rows = max(1, BLOCK_ELEMENTS // n)
-    for start in range(0, m, rows):
+    # Scores, and their exponentials beside them: on the CPU both stay small.
+    rows = max(1, BLOCK_ELEMENTS // (len(keys) * (1 if device == "cuda" else 4)))
+    for start in range(0, len(queries), rows):
         block = slice(start, start + rows)
         seen = None if limits is None else torch.tensor(limits[block], device=device)
         part = tensor_attention(on_device(queries[block], device), keys_t, values_t, seen)
@@ -96,6 +115,11 @@ def _merge_arrays(parts: Sequence[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndar
     for weight, (output, _) in zip(weights, parts, strict=True):
         merged += weight[:, None] * output
     return merged.astype(np.float32), total_lse.astype(np.float32)
+
+
+def key_rows(keys: np.ndarray, device: str) -> int:
+    """How many of `keys` (n, d) make a block of exact work on `device`."""
+    return max(1, KEY_ELEMENTS[device] // keys.shape[1])
 
 
 def best_device() -> str:

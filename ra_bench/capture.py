@@ -134,7 +134,8 @@ class Block:
 class Recorder:
     """Makes a `Block` of each layer to record, of what `prefill` tells it, then of each decode step.
 
-    `start` and `step` are set before each step. `group` is G, the query heads of a KV head.
+    `start` and `step` are set before each step. `group` is G, the query heads of a KV head. Of the prefill's
+    queries those of `kept_tokens` are taken.
     """
 
     def __init__(
@@ -145,33 +146,45 @@ class Recorder:
         query_stride: int,
         dtype: str,
         writer: BackgroundWriter,
+        learn_share: float = 1.0,
     ) -> None:
         self.start = 0
         self.step: int | None = None
         self._layers = frozenset(layers)
         self._kv_heads = list(kv_heads)
         self._group = group
-        self._query_stride = query_stride
+        self._query_stride, self._learn_share = query_stride, learn_share
         self._dtype = getattr(torch, dtype)
         self._writer = writer
         self._queries: list[np.ndarray] = []  # (heads, m, G, d) of each chunk of the layer that runs
 
+    def record_layers(self, layers: tuple[int, ...]) -> None:
+        """From now on these layers are taken."""
+        self._layers = frozenset(layers)
+
     def prefill_queries(self, layer: int, start: int, queries: torch.Tensor) -> None:
-        """Takes a chunk's queries (H·G, m, d), the first at token `start`: those of each stride-th token."""
+        """Takes a chunk's queries (H·G, m, d), the first at token `start`."""
         if layer not in self._layers:
             return
         if start == 0:
             self._writer.wait_for_room()  # before the copies: at most two layers lie on the host
-        self._queries.append(
-            self._to_host(self._of_heads(queries)[:, -start % self._query_stride :: self._query_stride])
-        )
+        kept = kept_tokens(start, queries.shape[1], self._query_stride, self._learn_share) - start
+        rows = self._of_heads(queries)[:, torch.from_numpy(kept).to(queries.device)]
+        self._queries.append(self._to_host(rows))
 
     def prefill_keys(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Takes the layer's keys and values (H, n, d); its queries are there already."""
         if layer not in self._layers:
             return
-        queries, self._queries = np.concatenate(self._queries, axis=1), []
-        self._put(layer, keys, values, queries, self._query_stride)
+        tokens = kept_tokens(0, keys.shape[1], self._query_stride, self._learn_share)
+        first = self._queries[0]
+        queries = np.empty((len(first), len(tokens), *first.shape[2:]), first.dtype)
+        filled = 0
+        while self._queries:  # each chunk goes as it is copied: a layer's queries lie on the host once
+            chunk = self._queries.pop(0)
+            queries[:, filled : filled + chunk.shape[1]] = chunk
+            filled += chunk.shape[1]
+        self._put(layer, keys, values, queries, tokens)
 
     def decoded(
         self,
@@ -187,10 +200,16 @@ class Recorder:
         self._writer.wait_for_room()
         tokens = query.shape[2]
         queries = self._to_host(self._of_heads(query[0]))
-        self._put(int(module.layer_idx), key[0, :, -tokens:], value[0, :, -tokens:], queries, 1)
+        positions = np.arange(self.start, self.start + tokens)
+        self._put(int(module.layer_idx), key[0, :, -tokens:], value[0, :, -tokens:], queries, positions)
 
     def _put(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, queries: np.ndarray, stride: int
+        self,
+        layer: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        queries: np.ndarray,
+        positions: np.ndarray,
     ) -> None:
         self._writer.put(
             Block(
@@ -199,7 +218,7 @@ class Recorder:
                 keys=self._to_host(keys[self._kv_heads]),
                 values=self._to_host(values[self._kv_heads]),
                 queries=queries,
-                query_positions=np.arange(self.start, self.start + keys.shape[1], stride, dtype=np.int32),
+                query_positions=positions.astype(np.int32),
                 step=self.step,
             )
         )
@@ -210,6 +229,14 @@ class Recorder:
 
     def _to_host(self, vectors: torch.Tensor) -> np.ndarray:
         return vectors.to(self._dtype).cpu().contiguous().numpy()
+
+
+def kept_tokens(start: int, count: int, stride: int, share: float = 1.0) -> np.ndarray:
+    """Which of the tokens [start, start + count) keep their queries: each stride-th, or an even share."""
+    tokens = np.arange(start, start + count, dtype=np.int64)
+    if share < 1.0:
+        return tokens[np.floor((tokens + 1) * share) > np.floor(tokens * share)]
+    return tokens[tokens % stride == 0]
 
 
 class BackgroundWriter:

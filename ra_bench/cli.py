@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.arguments import parse_bytes, parse_numbers, parse_tokens
 from ra_bench.cli_analysis import app as analysis_verbs
 from ra_bench.cli_common import NUMBERS_WIDTH, Json, NoReport, command_line, err, names, out, report_of
+from ra_bench.data_cli import app as data_verbs
 from ra_bench.errors import RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(analysis_verbs)
+app.add_typer(data_verbs, name="data")
 
 
 @app.command()
@@ -52,6 +54,10 @@ def dump(
         int, typer.Option(help="Tokens to decode; their queries are the true tests.")
     ] = 32,
     query_stride: Annotated[int, typer.Option(help="Keep the prefill queries of every so many tokens.")] = 1,
+    learn_share: Annotated[
+        float, typer.Option(help="Keep the prefill queries of this share of the tokens, evenly spaced.")
+    ] = 1.0,
+    max_bytes: Annotated[str | None, typer.Option(help="Refuse a dump larger than this, as 64g.")] = None,
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Stored type.")] = "float16",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
     random_weights: Annotated[
@@ -79,6 +85,8 @@ def dump(
         kv_heads=kv_heads,
         decode_steps=decode_steps,
         query_stride=query_stride,
+        learn_share=learn_share,
+        max_bytes=None if max_bytes is None else parse_bytes(max_bytes, "--max-bytes"),
         dtype=dtype,
         device=device,
         random_weights=random_weights,
@@ -98,10 +106,12 @@ def dump(
 @app.command()
 def compare(
     indexes: Annotated[
-        str,
+        str | None,
         typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform]; 'all': all that run."),
-    ],
-    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data set's path or name (ra-bench data list). Default: the sample.")
+    ] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
         str | None, typer.Option(help="Layers of the data set, as 0,8-11. Default: all.")
@@ -132,66 +142,43 @@ def compare(
             " recall, and the others where a method has no search or attends to more than k keys."
         ),
     ] = None,
+    reproduce: Annotated[
+        Literal["vibe"] | None, typer.Option(help="Check published results on their own files.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     no_report: NoReport = False,
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
-    from ra_bench import compare as comparison
-    from ra_bench.budget_table import compared
+    from ra_bench.compare import Settings
+    from ra_bench.compare_run import Ending, run
     from ra_bench.datasets.sample import sample_path
-    from ra_bench.progress import Progress
     from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
-    from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, skipped
 
-    shown_tables = _tables(tables)
-    for line in left_out(indexes):
+    if indexes is None and reproduce is None:
+        raise UsageError("Missing option '--indexes'; only --reproduce brings its own")
+    if reproduce is not None and (indexes is not None or data is not None):
+        raise UsageError("--reproduce brings its own --indexes and --data: give it alone")
+    ending = Ending(results, force, dry_run, as_json, not no_report, _tables(tables))
+    for line in left_out(indexes or ""):
         err.print(f"left out: {line}")
-    plan = comparison.make_plan(
-        comparison.Settings(
-            indexes=tuple(split_specs(indexes)),
-            data=str(data or sample_path()),
-            ks=tuple(parse_numbers("--k", k)),
-            layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
-            kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
-            split=split,
-            max_queries=max_queries,
-            causal_learn=causal_learn,
-            threads=threads,
-            repeats=repeats,
-            seed=seed,
-            timeout_s=timeout,
-            **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
-        )
+    settings = Settings(
+        indexes=tuple(split_specs("flat" if indexes is None else indexes)),
+        data=str(data or sample_path()),
+        ks=tuple(parse_numbers("--k", k)),
+        layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
+        kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
+        split=split,
+        max_queries=max_queries,
+        causal_learn=causal_learn,
+        threads=threads,
+        repeats=repeats,
+        seed=seed,
+        timeout_s=timeout,
+        **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
     )
-    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
-    path = results or Path("results") / name
-    if dry_run:
-        for unit in plan.units:
-            out.print(unit.name)
-        return
-    folder = ResultFolder(path, plan.identity)
-    folder.note_command(command_line())
-    done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
-    with Progress(err, len(plan.units), done, path) as progress:
-        rows = comparison.run_plan(plan, folder, progress, force)
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
-    else:
-        for table in compared(rows, shown_tables):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows")
-    if not no_report:
-        report_of(path)
-    for line in skipped(rows):
-        err.print(line)
-    failed = failures(rows)
-    for line in failed:
-        err.print(f"failed: {line}")
-    if failed:
+    if not run(settings, ending, reproduce):
         raise typer.Exit(1)
 
 

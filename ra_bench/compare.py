@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ra_bench.data import DataSource, open_data
 from ra_bench.engine.local import Limits, Outcome, run_unit
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError
@@ -28,7 +29,7 @@ from ra_bench.prepare import Bundle, Request, prepare, wants
 from ra_bench.registry import Spec, create, index_class, parse
 from ra_bench.results import SCHEMA_VERSION, ResultFolder, Row, content_address
 from ra_bench.split import SplitName
-from ra_bench.vectors import DataSet, HeadName
+from ra_bench.vectors import HeadName
 
 # On every chart: the oracle and the floors.
 ALWAYS = ("flat", "window", "random")
@@ -37,8 +38,9 @@ MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherw
 MEASURING = (
     *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
     *("split", "timing", "transform", "truth", "vectors", "scoring", "encoding", "rerank", "choosing"),
-    *("partition", "compressor", "wrapper"),
+    *("partition", "compressor", "wrapper", "head_file", "vector_set", "difficulty"),
 )
+UNDEFINED = "undefined"  # of a head's facts: the columns that its data set does not define
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
 
@@ -88,7 +90,7 @@ class Plan:
     """All units of a comparison, head by head."""
 
     settings: Settings
-    data: DataSet
+    data: DataSource
     specs: list[Spec]
     units: list[Unit]
 
@@ -123,7 +125,7 @@ def make_plan(settings: Settings) -> Plan:
     specs = _with_company([parse(text) for text in settings.indexes])
     for spec in specs:
         create(spec)
-    data = DataSet.open(settings.data)
+    data = open_data(settings.data)
     heads = data.select(layers=settings.layers, kv_heads=settings.kv_heads)
     shared = settings.identity(data.hash) | {"machine": machine_class()}
     units = [
@@ -252,18 +254,21 @@ def _head_facts(plan: Plan, head: HeadName, bundle: Path | None) -> Row:
         "d": opened.keys.shape[1],
         "key_type": opened.facts["dtype"],
         "test_queries": len(opened.test_queries),
+        **opened.facts["difficulty"],
+        UNDEFINED: opened.facts["undefined"],
     }
 
 
 def _rows(plan: Plan, unit: Unit, head_facts: Row, ended: Outcome) -> Iterable[Row]:
     """A row for each setting measured; one more that tells why, where the unit did not end well."""
+    empty = dict.fromkeys(head_facts.get(UNDEFINED, ()))
     same = head_facts | {"unit": unit.address, "index": str(unit.spec), "transform": unit.spec.transform}
     same |= {"threads": plan.settings.threads, "seed": plan.settings.seed}
     latest = {(row["k"], row["effort_rank"]): row for row in ended.rows}
     for row in latest.values():
-        yield same | row | (ended.result or {}) | {"status": "ok"}
+        yield same | row | (ended.result or {}) | {"status": "ok"} | empty
     if ended.status != "ok":
-        yield same | {"status": ended.status, "reason": ended.reason}
+        yield same | empty | {"status": ended.status, "reason": ended.reason}
 
 
 def _with_company(specs: list[Spec]) -> list[Spec]:

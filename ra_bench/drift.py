@@ -48,6 +48,8 @@ class _Task:
     """A head divided for this measurement, and its truth."""
 
     def __init__(self, head: HeadVectors, seed: int) -> None:
+        if head.values is None or head.key_positions is None:
+            raise UsageError(f"--data: drift needs values and positions, which {head.name} does not have")
         split = divide(head, seed=seed)
         self.about, self.learn = head.about, split.learn
         self.keys = np.ascontiguousarray(head.keys[split.indexed])

@@ -12,10 +12,14 @@ import numpy as np
 
 from ra_bench import models
 from ra_bench.arguments import parse_numbers
+from ra_bench.capture import kept_tokens
 from ra_bench.errors import UsageError
-from ra_bench.vectors import KINDS, MANIFEST
+from ra_bench.vectors import MANIFEST, Kind
+from ra_bench.writer import UNFINISHED
 
 _FREE_FILES = 256  # what Python, torch and the model keep open beside the dump's files
+PREFILLED: tuple[Kind, ...] = ("keys", "values", "prefill_queries")
+DECODED: tuple[Kind, ...] = ("decoded_keys", "decoded_values", "decode_queries")
 _COLUMN_BYTES = 10  # position, query_head and step of a row
 
 
@@ -25,9 +29,10 @@ class DumpSettings:
 
     `model` is a hub name, a folder or a GGUF file; `prompts` are files or "-", a document each, none meaning
     Python's standard library; `context_tokens` of each are prefilled. `rope_scaling` is like "yarn:4".
-    `query_stride` keeps the prefill queries of every so many tokens; decode queries are all kept. `dtype` is
-    what is stored. `random_weights` reads the config only; a folder without a tokenizer then gives the
-    prompt's UTF-8 bytes as token ids, modulo the vocabulary.
+    `query_stride` keeps the prefill queries of every so many tokens, `learn_share` those of so large a
+    share of the tokens, evenly spaced; decode queries are all kept. `max_bytes` refuses a larger dump.
+    `dtype` is what is stored. `random_weights` reads the config only; a folder without a tokenizer then
+    gives the prompt's UTF-8 bytes as token ids, modulo the vocabulary.
     """
 
     model: str
@@ -40,6 +45,8 @@ class DumpSettings:
     kv_heads: str = "all"
     decode_steps: int = 0
     query_stride: int = 1
+    learn_share: float = 1.0
+    max_bytes: int | None = None
     dtype: str = "float16"
     device: str = "auto"
     random_weights: bool = False
@@ -78,13 +85,19 @@ def make_plan(settings: DumpSettings) -> Plan:
     layers = _choose_layers(settings.layers, shape.layer_kinds)
     kv_heads = _choose("--kv-heads", settings.kv_heads, shape.num_kv_heads)
     key_rows = longest
-    query_tokens = -(-settings.context_tokens // settings.query_stride) + settings.decode_steps
+    kept = kept_tokens(0, settings.context_tokens, settings.query_stride, settings.learn_share)
+    query_tokens = len(kept) + settings.decode_steps
     row_bytes = shape.head_dim * np.dtype(settings.dtype).itemsize + _COLUMN_BYTES
     head_bytes = (2 * key_rows + query_tokens * shape.group) * row_bytes
     documents = max(1, len(settings.prompts))
     plan = Plan(
         source, config, shape, layers, kv_heads, device, documents * len(layers) * len(kv_heads) * head_bytes
     )
+    if settings.max_bytes is not None and plan.estimated_bytes > settings.max_bytes:
+        raise UsageError(
+            f"--max-bytes must be at least the dump's {plan.estimated_bytes} bytes, got {settings.max_bytes};"
+            " fewer --layers, --kv-heads or a smaller --learn-share need less"
+        )
     _check_room(settings.out, plan)
     return plan
 
@@ -98,6 +111,10 @@ def _check_numbers(settings: DumpSettings) -> None:
     for argument, (value, least) in at_least.items():
         if value < least:
             raise UsageError(f"{argument} must be at least {least}, got {value}")
+    if not 0.0 < settings.learn_share <= 1.0:
+        raise UsageError(f"--learn-share must be more than 0 and at most 1, got {settings.learn_share:g}")
+    if settings.learn_share < 1.0 and settings.query_stride > 1:
+        raise UsageError("--learn-share and --query-stride choose the same queries: give one of them")
     if settings.dtype not in ("float16", "float32"):
         raise UsageError(f"--dtype must be float16 or float32, got {settings.dtype!r}")
 
@@ -105,20 +122,23 @@ def _check_numbers(settings: DumpSettings) -> None:
 def _check_out(out: Path, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} must be a folder, it is a file")
+    if (out / UNFINISHED).exists() and not (out / MANIFEST).exists():
+        return  # whether it is the same dump is known when its text has been read
     if out.is_dir() and any(out.iterdir()) and not force:
         what = "a finished dump" if (out / MANIFEST).exists() else "files"
         raise UsageError(f"--out {out} holds {what} already; --force replaces a dump's files in it")
 
 
 def _check_room(out: Path, plan: Plan) -> None:
-    """Room on the disk, and for files: keys, values and decode queries stay open until decoding ends."""
+    """Room on the disk, and for files: those of decoded tokens stay open until decoding ends."""
     parent = out.absolute()
     while not parent.exists():
         parent = parent.parent
     free_bytes = shutil.disk_usage(parent).free
-    if plan.estimated_bytes > free_bytes:
+    there = sum(path.stat().st_size for path in out.glob("*.parquet")) if out.is_dir() else 0
+    if plan.estimated_bytes - there > free_bytes:
         raise UsageError(f"--out {out}: needs about {plan.estimated_bytes} bytes, {free_bytes} are free")
-    needed = len(plan.layers) * len(plan.kv_heads) * (len(KINDS) - 1) + _FREE_FILES
+    needed = len(plan.layers) * len(plan.kv_heads) * len(DECODED) + _FREE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UsageError(f"--layers and --kv-heads need {needed} open files, the system allows {hard}")

@@ -30,6 +30,8 @@ from ra_bench.truth import scores_of
 from ra_bench.wrapper import Wrapper
 
 INSERT_BLOCK_TOKENS = 64
+RESIDENT_BYTES = 1 << 28  # of keys, and of values: what is larger stays in its file
+SCANNED_KEYS = 1 << 18  # an exact scan is timed over so many, and its time grows with their number
 # A sweep ends once it finds practically everything and attends to no more for more effort, or costs this many
 # exact scans, where the scan would serve anybody better. A method that is as slow at its cheapest goes on:
 # more effort costs it little more, and tells of its quality.
@@ -63,9 +65,9 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     spec = parse(job.spec)
     index = create(spec, job.threads, job.seed)
     learn, about = bundle.learn_inputs(index.learn_queries, index.learn_neighbors)
-    exact_keys = bundle.keys.astype(np.float32)
-    keys, values = np.array(bundle.keys), np.array(bundle.values)
-    keys.flags.writeable = values.flags.writeable = False
+    keys = _in_memory(bundle.keys)
+    values = keys if bundle.values is bundle.keys else _in_memory(bundle.values)
+    exact_keys = _in_memory(bundle.keys, np.float32)
     index.warm_up(keys.shape[1])
     started = time.perf_counter()
     index.build(keys, values, learn, about)
@@ -77,6 +79,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "threads": job.threads,
         "seed": job.seed,
         "learn_queries": 0 if learn is None else len(learn),
+        "learn_source": None if learn is None else bundle.facts["learn_source"],
         "build_s": build_s,
         "knn_s": None if about.query_neighbors is None else bundle.facts["knn_s"][str(index.learn_queries)],
         "host_bytes": memory.host,
@@ -232,12 +235,26 @@ def _latency(name: str, samples_us: Sequence[Sequence[float]]) -> Row:
 
 def _exact_scan_us(keys: np.ndarray, block: np.ndarray, passes: int = 5) -> float:
     """Time per query of all inner products of one block, without selecting the largest; best of `passes`."""
+    some = np.asarray(keys[:SCANNED_KEYS], np.float32)
     seconds = []
     for _ in range(passes):
         started = time.perf_counter()
-        block @ keys.T
+        block @ some.T
         seconds.append(time.perf_counter() - started)
-    return min(seconds) * 1e6 / len(block)
+    return min(seconds) * 1e6 / len(block) * len(keys) / len(some)
+
+
+def _in_memory(rows: np.ndarray, dtype: type | None = None) -> np.ndarray:
+    """A read-only copy of `rows` (a memory map) as `dtype`; the map itself where a copy would be large.
+
+    Index and harness then read the file, and a unit's own memory is the index and less than 1 GB.
+    """
+    wanted = np.dtype(dtype or rows.dtype)
+    if rows.size * wanted.itemsize > RESIDENT_BYTES:
+        return rows.view(np.ndarray)
+    copy = np.array(rows, wanted)
+    copy.flags.writeable = False
+    return copy
 
 
 def _insert_us_per_key(index: Index, bundle: Bundle) -> float | None:

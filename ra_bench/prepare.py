@@ -7,6 +7,7 @@ neighbours. A worker process opens it; an index gets the part that it may see (`
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +17,34 @@ from typing import Any
 import numpy as np
 
 from ra_bench.attention import merge, partial_attention
+from ra_bench.difficulty import difficulty
 from ra_bench.errors import UsageError
 from ra_bench.head import Head, Rope
 from ra_bench.metrics import output_error, share_of
-from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, Split, SplitName, divide, to_learn
+from ra_bench.split import (
+    RECENT_TOKENS,
+    SINK_TOKENS,
+    Queries,
+    Split,
+    SplitName,
+    divide,
+    to_learn,
+)
 from ra_bench.truth import exact_topk
-from ra_bench.vectors import DataSet
+from ra_bench.vectors import HeadVectors
 
 READY = "bundle.json"
+# Vectors of a data set larger than this lie in a file while they are prepared.
+MEMORY_BYTES = 1 << 26
+# Columns of a row that need what a data set may lack. They stay empty then.
+NEEDS_VALUES = (
+    *("output_error", "output_error_p95", "output_error_index", "output_error_by_query", "attended"),
+    *("attend_bytes", "attend_p50_us", "attend_p95_us", "attend_p99_us", "attend_us_samples"),
+    *("floor_us", "times_floor"),
+)
+NEEDS_SCALE = ("mass_of_indexed", *NEEDS_VALUES)
+NEEDS_POSITIONS = ("mass_total", "mass_total_by_query", "static_mass")
+NEEDS_LAYERS = ("layer", "kv_head")
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,8 @@ class Bundle:
         self.facts: dict[str, Any] = json.loads((folder / READY).read_text())
 
     def __getattr__(self, name: str) -> np.ndarray:
+        if name == "values" and not self.facts["has_values"]:
+            return self.keys  # so that all runs as ever; the columns that need values stay empty
         path = self.folder / f"{name}.npy"
         if name.startswith("_") or not path.exists():
             raise AttributeError(name)
@@ -65,13 +88,16 @@ class Bundle:
         """
         facts = dict(self.facts["about"])
         rope = facts.pop("rope")
-        about = Head(**facts, key_positions=self.key_positions, rope=_rope_from_json(rope))
+        facts.pop("key_positions", None)  # None where the data set has no positions
+        placed = self.facts["has_positions"]
+        positions = self.key_positions if placed else None
+        about = Head(**facts, key_positions=positions, rope=_rope_from_json(rope))
         if wanted == 0 or not self.facts["learn"].get(str(wanted), 0):
             return None, about
         part = f"learn{wanted}"
         about = replace(
             about,
-            query_positions=getattr(self, f"{part}_positions"),
+            query_positions=getattr(self, f"{part}_positions") if placed else None,
             query_heads=getattr(self, f"{part}_heads"),
             query_neighbors=getattr(self, f"{part}_neighbors")[:, :neighbors] if neighbors else None,
         )
@@ -84,7 +110,11 @@ def prepare(request: Request, folder: Path) -> str:
     Returns why the head cannot serve as a test of indexes, or an empty string. Raises UsageError for a
     damaged data set, a context too short, or a k above the number of indexed keys.
     """
-    head = DataSet.open(request.data).load(request.head)
+    from ra_bench.data import open_data
+
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_data(request.data)
+    head = source.load(request.head, Backed(folder))
     if head.metadata.window is not None:
         return f"layer {head.name.layer} attends within a window of {head.metadata.window} tokens only"
     split = divide(head, request.split, request.max_queries, request.seed)
@@ -92,20 +122,24 @@ def prepare(request: Request, folder: Path) -> str:
     if request.k_max > n:
         raise UsageError(f"--k must be at most the {n} indexed keys of {head.name}, got {request.k_max}")
     recent = slice(split.indexed.stop, split.indexed.stop + RECENT_TOKENS)
+    if request.causal_learn and head.key_positions is None:
+        raise UsageError(f"--causal-learn needs positions, which {head.name} does not have")
+    values = head.keys if head.values is None else head.values
     arrays = {
         "recent_keys": np.ascontiguousarray(head.keys[recent]),
-        "recent_values": np.ascontiguousarray(head.values[recent]),
+        "recent_values": np.ascontiguousarray(values[recent]),
         "keys": np.ascontiguousarray(head.keys[split.indexed]),
-        "values": np.ascontiguousarray(head.values[split.indexed]),
-        "key_positions": head.key_positions[split.indexed],
         "test_queries": np.ascontiguousarray(split.test.vectors, np.float32),
     }
-    arrays |= _truth(arrays, head.keys[split.static], head.values[split.static], split, request.k_max)
-    folder.mkdir(parents=True, exist_ok=True)
+    if head.values is not None:
+        arrays["values"] = np.ascontiguousarray(values[split.indexed])
+    if head.key_positions is not None:
+        arrays["key_positions"] = head.key_positions[split.indexed]
+    arrays |= _truth(arrays, head.keys[split.static], values[split.static], split, request.k_max)
     learn_facts: dict[str, int] = {}
     knn_s: dict[str, float] = {}
     for wanted, neighbors in request.learn.items():
-        learn, seconds = _learn(arrays, split, head.about.group, wanted, neighbors, request.causal_learn)
+        learn, seconds = _learn(arrays, split, head, wanted, neighbors, request.causal_learn)
         if neighbors:
             knn_s[str(wanted)] = seconds
         learn_facts[str(wanted)] = len(learn.get(f"learn{wanted}_queries", ()))
@@ -116,15 +150,46 @@ def prepare(request: Request, folder: Path) -> str:
     about["rope"] = _rope_to_json(head.about.rope)
     facts: dict[str, Any] = {"about": about, "learn": learn_facts, "knn_s": knn_s, "request": asdict(request)}
     facts["dtype"] = str(arrays["keys"].dtype)
+    facts["has_values"] = head.values is not None
+    facts["has_positions"] = head.key_positions is not None
+    facts["learn_source"] = "queries" if len(split.learn.vectors) + len(split.leaked.vectors) else "keys"
+    facts["undefined"] = _undefined(head, source.has_layers)
+    found = difficulty(arrays["keys"], arrays["test_queries"], head.metadata.softmax_scale)
+    facts["difficulty"] = found.row()
     (folder / READY).write_text(json.dumps(facts))
     return ""
+
+
+class Backed:
+    """Makes arrays to be filled; large ones lie in files of `folder` that go when nobody reads them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of this shape and type."""
+        if np.prod(shape, dtype=float) * dtype.itemsize <= MEMORY_BYTES:
+            return np.empty(shape, dtype)
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".rows") as file:
+            return np.memmap(file, dtype, "w+", shape=shape).view(np.ndarray)
+
+
+def _undefined(head: HeadVectors, has_layers: bool) -> list[str]:
+    """The columns of a row that this data set does not define."""
+    lacks = {
+        NEEDS_VALUES: head.values is None,
+        NEEDS_SCALE: head.metadata.softmax_scale is None,
+        NEEDS_POSITIONS: head.key_positions is None or head.metadata.softmax_scale is None,
+        NEEDS_LAYERS: not has_layers,
+    }
+    return sorted({column for columns, lacking in lacks.items() if lacking for column in columns})
 
 
 def _truth(
     arrays: Mapping[str, np.ndarray], static_keys: np.ndarray, static_values: np.ndarray, split: Split, k: int
 ) -> dict[str, np.ndarray]:
     """Exact top-k inside the index, and exact attention of the index, the static part and both."""
-    queries, keys, values = arrays["test_queries"], arrays["keys"], arrays["values"]
+    queries, keys, values = arrays["test_queries"], arrays["keys"], arrays.get("values", arrays["keys"])
     index_part = partial_attention(queries, keys, values)
     static_part = partial_attention(queries, static_keys, static_values, split.static_limits)
     output, lse = merge([index_part, static_part])
@@ -143,15 +208,22 @@ def _truth(
 
 
 def _learn(
-    arrays: Mapping[str, np.ndarray], split: Split, group: int, wanted: int, neighbors: int, causal: bool
+    arrays: Mapping[str, np.ndarray],
+    split: Split,
+    head: HeadVectors,
+    wanted: int,
+    neighbors: int,
+    causal: bool,
 ) -> tuple[dict[str, np.ndarray], float]:
     """Learn queries for one wish, with their neighbours if wanted.
 
-    And the seconds that finding the neighbours took.
+    And the seconds that finding the neighbours took. Where a data set has no learn queries, evenly spaced
+    keys stand in for them; rows then say so (`learn_source`).
     """
+    group = head.about.group
     learn = to_learn(split.learn, group, wanted - len(split.leaked.vectors)).joined(split.leaked)
     if not len(learn.vectors):
-        return {}, 0.0
+        learn = _keys_as_queries(arrays, head, wanted)
     limit = None
     if causal:  # a token among the sinks sees no indexed key: nothing to learn from it
         sees = learn.positions[::group] >= SINK_TOKENS + neighbors
@@ -168,6 +240,18 @@ def _learn(
     started = time.perf_counter()
     found[f"{part}_neighbors"] = exact_topk(learn.vectors, arrays["keys"], neighbors, limit)[0]
     return found, time.perf_counter() - started
+
+
+def _keys_as_queries(arrays: Mapping[str, np.ndarray], head: HeadVectors, wanted: int) -> Queries:
+    """About `wanted` of the indexed keys, as if they were queries: in blocks of G, scaled as queries are."""
+    group, keys = head.about.group, arrays["keys"]
+    count = min(max(group, wanted), len(keys)) // group * group
+    if not count:
+        raise UsageError(f"{head.name} has {len(keys)} keys, and no learn queries: too few for {group} heads")
+    rows = np.linspace(0, len(keys) - 1, count).round().astype(int)
+    positions = arrays["key_positions"][rows] if "key_positions" in arrays else np.full(count, -1, np.int32)
+    heads = (head.name.kv_head * group + np.arange(count) % group).astype(np.int16)
+    return Queries(keys[rows].astype(np.float32) * head.about.softmax_scale, positions, heads)
 
 
 def _rope_to_json(rope: Rope | None) -> dict[str, Any] | None:

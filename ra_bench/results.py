@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ra_bench.errors import RunError, UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DONE = ("ok", "skipped")  # a unit that ended so is not run again
 
 COMMANDS = "commands.txt"
@@ -60,6 +60,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "repeats": (_COUNT, "timed passes over the test queries; fewer than asked for where a pass is slow"),
     "repeatable": (_FLAG, "all passes found the same ids; None after a single pass"),
     "learn_queries": (_COUNT, "learn query rows given to build"),
+    "learn_source": (_TEXT, "queries, or keys that stand in for them where a data set has none; else None"),
     "recall": (_REAL, "share of the exact top-k found; None where a method has no search"),
     "recall_p05": (_REAL, "recall of the 5th-percentile query"),
     "no_hit_share": (_REAL, "share of queries with none of the exact top-k"),
@@ -105,6 +106,19 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "search_us_samples": (_SAMPLES, "search time per query of each call of each pass"),
     "attend_us_samples": (_SAMPLES, "attend time per query of each call of each pass"),
     "observe_us_samples": (_SAMPLES, "observe time per query of each call of each pass of search and attend"),
+    "difficulty_not_own_nearest": (
+        _REAL,
+        "share of keys with another key of larger inner product than itself",
+    ),
+    "difficulty_norm_cv": (_REAL, "standard deviation of key norms over their mean"),
+    "difficulty_effective_keys": (_REAL, "exp of the entropy of attention over the index, median of queries"),
+    "difficulty_keys_for_mass": (_REAL, "fewest keys that hold 90 % of that attention, median of queries"),
+    "difficulty_mahalanobis_keys": (_REAL, "mean distance of keys to the distribution of keys"),
+    "difficulty_mahalanobis_queries": (
+        _REAL,
+        "mean distance of unscaled queries to the distribution of keys",
+    ),
+    "difficulty_hubness": (_REAL, "skewness of how often a key is among a query's 100 best"),
     "environment": (_TEXT, "machine and versions, JSON"),
     "machine": (_TEXT, "what decides latency: CPU, cores, GPU"),
     "schema": (_COUNT, "schema version of the row"),

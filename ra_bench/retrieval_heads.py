@@ -141,7 +141,8 @@ def score(head: HeadVectors, period: int) -> tuple[np.ndarray, np.ndarray]:
     queries, positions = head.prefill_queries[later], head.prefill_query_positions[later]
     if not len(queries):
         raise UsageError(f"{head.name} has no queries after the first {period} tokens")
-    _, lse = partial_attention(queries, head.keys, head.values, positions + 1)
+    # Only the log-sum-exp is used, which no values decide: a data set may lack them.
+    _, lse = partial_attention(queries, head.keys, head.keys, positions + 1)
     echo, induction = np.zeros(len(queries)), np.zeros(len(queries))
     for rounds in range(1, int(positions.max()) // period + 1):
         seen = positions >= rounds * period

@@ -69,6 +69,8 @@ def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 20
     context is too short to leave anything to index.
     """
     group, pool, learn = head.about.group, *_pool_and_learn(head)
+    if head.key_positions is None:
+        return _divide_unplaced(head, pool, learn, split, max_queries, seed)
     p0 = int(pool.positions[0])
     indexed = slice(*np.searchsorted(head.key_positions, [SINK_TOKENS, p0 - RECENT_TOKENS]).tolist())
     if indexed.stop <= indexed.start:
@@ -76,16 +78,34 @@ def divide(head: HeadVectors, split: SplitName = "honest", max_queries: int = 20
             f"--data: {head.about.name} is too short: the first test token is at {p0}, and an index needs"
             f" keys between {SINK_TOKENS} sinks and the {RECENT_TOKENS} tokens before it"
         )
-    test, leaked = pool, learn.blocks(np.zeros(len(learn.vectors) // group, bool), group)
-    if split == "random":
-        tokens = len(pool.vectors) // group
-        taken = np.random.default_rng(seed).permutation(tokens) < tokens // 2
-        test, leaked = pool.blocks(~taken, group), pool.blocks(taken, group)
+    test, leaked = _test_and_leaked(pool, learn, group, split, seed)
     test = evenly(test, group, max_queries)
     last = int(np.searchsorted(head.key_positions, test.positions.max(), side="right"))
     static = np.r_[0 : indexed.start, indexed.stop : last]
     limits = indexed.start + np.searchsorted(head.key_positions, test.positions, side="right") - indexed.stop
     return Split(indexed, static, limits, test, learn, leaked)
+
+
+def _divide_unplaced(
+    head: HeadVectors, pool: Queries, learn: Queries, split: SplitName, max_queries: int, seed: int
+) -> Split:
+    """A data set without positions: the index holds all its keys, and there is no static part."""
+    group = head.about.group
+    test, leaked = _test_and_leaked(pool, learn, group, split, seed)
+    test = evenly(test, group, max_queries)
+    limits = np.zeros(len(test.vectors), np.int64)
+    return Split(slice(0, len(head.keys)), np.empty(0, np.int64), limits, test, learn, leaked)
+
+
+def _test_and_leaked(
+    pool: Queries, learn: Queries, group: int, split: SplitName, seed: int
+) -> tuple[Queries, Queries]:
+    """Test queries, and those of them that a random split also learns from."""
+    if split == "honest":
+        return pool, learn.blocks(np.zeros(len(learn.vectors) // group, bool), group)
+    tokens = len(pool.vectors) // group
+    taken = np.random.default_rng(seed).permutation(tokens) < tokens // 2
+    return pool.blocks(~taken, group), pool.blocks(taken, group)
 
 
 def evenly(queries: Queries, group: int, max_rows: int) -> Queries:
@@ -129,6 +149,14 @@ def _pool_and_learn(head: HeadVectors) -> tuple[Queries, Queries]:
     prefill = Queries(head.prefill_queries, head.prefill_query_positions, head.prefill_query_heads)
     decode = Queries(head.decode_queries, head.decode_query_positions, head.decode_query_heads)
     group = head.about.group
+    if head.key_positions is None:
+        if not len(decode.vectors):
+            raise UsageError(f"--data: {head.about.name} has no queries to test with")
+        unplaced = (
+            Queries(rows.vectors, np.full(len(rows.vectors), -1, np.int32), rows.heads)
+            for rows in (decode, prefill)
+        )
+        return next(unplaced), next(unplaced)
     if len(decode.vectors):
         before = prefill.positions < decode.positions[0]
         return decode, prefill.blocks(before[::group], group)

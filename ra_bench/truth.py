@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ra_bench.attention import BLOCK_ELEMENTS, best_device, on_device
+from ra_bench.attention import BLOCK_ELEMENTS, best_device, key_rows, on_device
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +25,32 @@ def exact_topk(
 
     `queries` (m, d), `keys` (n, d). `key_limit` (m,) lets query i see only the first `key_limit[i]` keys
     (causality). Returns ids (m, k) int32 and scores (m, k) float32, best first; places past the last
-    visible key hold -1 and -inf. Works by blocks: the whole score matrix is never held.
+    visible key hold -1 and -inf. Works by blocks of keys and queries: neither the score matrix nor all
+    keys in float32 are ever held.
     """
     import torch
 
     device = best_device()
+    step = key_rows(keys, device)
+    # Kept on the device until the end: a copy a block would make it wait.
+    ids, scores = _topk_of_keys(queries, keys[:step], k, key_limit, device)
+    for first in range(step, len(keys), step):
+        limit = None if key_limit is None else key_limit - first
+        more_ids, more_scores = _topk_of_keys(queries, keys[first : first + step], k, limit, device)
+        scores, place = torch.topk(torch.cat([scores, more_scores], dim=1), k, dim=1)
+        more_ids[more_ids >= 0] += first
+        ids = torch.gather(torch.cat([ids, more_ids], dim=1), 1, place)
+    return ids.cpu().numpy(), scores.cpu().numpy()
+
+
+def _topk_of_keys(
+    queries: np.ndarray, keys: np.ndarray, k: int, key_limit: np.ndarray | None, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`exact_topk` of one block of keys, on the device."""
+    import torch
+
     n, m = len(keys), len(queries)
     top = min(k, n)
-    # Kept on the device until the end: a copy a block would make it wait.
     ids = torch.full((m, k), -1, dtype=torch.int32, device=device)
     scores = torch.full((m, k), -torch.inf, device=device)
     keys_t = on_device(keys, device)
@@ -48,7 +66,7 @@ def exact_topk(
         scores[block, :top] = values
         ids[block, :top] = indices.int()
     ids.masked_fill_(torch.isneginf(scores), -1)
-    return ids.cpu().numpy(), scores.cpu().numpy()
+    return ids, scores
 
 
 def _topk_of_rows(scores: torch.Tensor, k: int, apart: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -258,6 +258,8 @@ def test_progress_counts_layers_and_steps_and_comes_with_an_estimate(settings):
         ({"kv_heads": "0-2"}, "--kv-heads 2 does not exist: the model has 0-1"),
         ({"decode_steps": -1}, "--decode-steps must be at least 0, got -1"),
         ({"query_stride": 0}, "--query-stride must be at least 1, got 0"),
+        ({"learn_share": 0.0}, "--learn-share must be more than 0 and at most 1, got 0"),
+        ({"learn_share": 0.5}, "--learn-share and --query-stride choose the same queries"),
         ({"context_tokens": 0}, "--context must be at least 1, got 0"),
         ({"context_tokens": 510}, "must be at most 512 tokens for model, got 516"),
         ({"dtype": "bfloat16"}, "--dtype must be float16 or float32"),
@@ -387,15 +389,76 @@ def leaves_nothing(settings):
     assert not settings.out.exists()
 
 
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_an_interruption_leaves_nothing(settings, stage):
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".parquet"}
+
+
+@pytest.mark.parametrize(("stage", "kept"), [("prefill", 0), ("prefill", 2), ("decode", 2)])
+def test_after_an_interruption_the_same_settings_go_on_and_give_the_same_bytes(
+    settings, tmp_path, stage, kept
+):
     def interrupt(progress):
-        if progress.stage == stage and progress.done == 2:
+        if progress.stage == stage and progress.done == kept + 1:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
         dump(settings(), interrupt)
-    leaves_nothing(settings())
+    with pytest.raises(UsageError):
+        DataSet.open(settings().out)
+    left = files_of(settings().out) if settings().out.exists() else {}
+    stamps = {name: (settings().out / name).stat().st_mtime_ns for name in left}
+    assert not [name for name in left if "decode" in name]
+    assert len(left) >= 6 * (kept - 1)  # the last layer was perhaps still in the writer's hands
+    dump(settings())
+    whole = dump(settings(out=tmp_path / "whole"))
+    assert files_of(settings().out) == files_of(whole.path)
+    assert stamps == {name: (settings().out / name).stat().st_mtime_ns for name in left}
+    assert DataSet.open(settings().out).hash == whole.hash
+    assert sorted(path.suffix for path in settings().out.iterdir() if path.suffix != ".parquet") == [".json"]
+
+
+def test_a_finished_document_is_not_prefilled_again(settings, prompt):
+    def interrupt(progress):
+        if progress.document == "doc001":
+            raise KeyboardInterrupt
+
+    both = {"prompts": (prompt, prompt)}
+    with contextlib.suppress(KeyboardInterrupt):
+        dump(settings(**both), interrupt)
+    seen = set()
+    dump(settings(**both), lambda progress: seen.add(progress.document))
+    assert seen == {"", "doc001"}
+
+
+def test_an_unfinished_dump_of_other_settings_is_refused_unless_forced(settings):
+    def interrupt(progress):
+        if progress.stage == "decode":
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        dump(settings(), interrupt)
+    with pytest.raises(
+        UsageError, match="holds an unfinished dump of another kind: its seed is 0, not 1; --force"
+    ):
+        dump(settings(seed=1))
+    dump(settings(seed=1, force=True))
+
+
+def test_a_share_of_the_prefills_queries_is_kept_evenly_and_decode_queries_whole(settings):
+    head = dump(settings(learn_share=0.4, query_stride=1)).load(("doc000", 0, 0))
+    tokens = head.prefill_query_positions[:: head.about.group]
+    assert len(tokens) == int(N * 0.4)
+    assert set(np.diff(tokens)) == {2, 3}
+    assert len(head.decode_queries) == STEPS * head.about.group
+
+
+def test_a_dump_above_max_bytes_is_refused_before_the_model_is_loaded(settings):
+    size = make_plan(settings()).estimated_bytes
+    make_plan(settings(max_bytes=size))
+    with pytest.raises(
+        UsageError, match=rf"--max-bytes must be at least the dump's {size} bytes, got {size - 1}"
+    ):
+        dump(settings(max_bytes=size - 1))
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(settings, monkeypatch):
@@ -434,12 +497,14 @@ def test_the_writers_error_stops_the_model():
     assert calls < 5
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("32k", 32768), ("128K", 131072)])
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("4096", 4096), ("32k", 32768), ("128K", 131072), ("2m", 2097152)]
+)
 def test_a_context_is_written_in_tokens_or_k(text, tokens):
     assert parse_tokens(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "1.5k", "0", "4 k", "32m", "²"])
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5k", "0", "4 k", "32g", "²"])
 def test_another_context_is_refused(text):
     with pytest.raises(UsageError, match="--context must be a number of tokens"):
         parse_tokens(text)

@@ -11,10 +11,10 @@ import pytest
 
 from ra_bench.errors import RunError, UsageError
 from ra_bench.head import Rope
+from ra_bench.head_file import METADATA_KEY
 from ra_bench.vectors import (
     KINDS,
     MANIFEST,
-    METADATA_KEY,
     DataSet,
     HeadMetadata,
     HeadName,
@@ -62,10 +62,11 @@ def write_head(dump, name, about=None, kinds=KINDS):
         elif kind == "decode_queries":
             for step in range(STEPS):
                 file.append(rows(G, 100 + step), np.full(G, N + step), heads, np.full(G, step))
-        else:
-            file.append(rows(N, KINDS.index(kind)), np.arange(N))
+        elif kind.startswith("decoded"):
             for step in range(STEPS):
                 file.append(rows(1, 200 + step), np.array([N + step]))
+        else:
+            file.append(rows(N, KINDS.index(kind)), np.arange(N))
 
 
 def write(folder, names=(HEAD,), dtype="float16", **kwargs):
@@ -267,8 +268,8 @@ def reversed_rows(table):
         ("keys", lambda table: table.replace_schema_metadata(None), "no ra_bench metadata"),
         (
             "keys",
-            lambda table: with_metadata(table, schema_version=2),
-            "schema version 2, this ra-bench reads 1",
+            lambda table: with_metadata(table, schema_version=3),
+            "schema version 3, this ra-bench reads 1, 2",
         ),
         ("keys", lambda table: with_metadata(table, layer=9), "its metadata speaks of"),
         ("keys", lambda table: with_metadata(table, group=0), "group 0"),
@@ -314,9 +315,53 @@ def test_an_unfinished_dump_leaves_its_folder_as_it_was(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), dump:
         write_head(dump, HeadName("doc000", 0, 0))
         dump.open(HeadName("doc000", 0, 1), "keys", D, metadata()).close()
-        assert len(list(tmp_path.iterdir())) == 6
+        assert len(list(tmp_path.iterdir())) == 2 + len(KINDS)
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_version_1_kept_decoded_keys_with_the_others_and_is_read(tmp_path):
+    split = DataSet.open(write(tmp_path / "d")).load(HEAD)
+    with DumpWriter(tmp_path / "one") as dump:
+        for kind in ("keys", "values"):
+            dump.open(HEAD, kind, D, metadata()).append(getattr(split, kind), split.key_positions)
+        dump.finish({})
+    whole = DataSet.open(tmp_path / "one").load(HEAD)
+    np.testing.assert_array_equal(whole.keys, split.keys)
+    np.testing.assert_array_equal(whole.key_positions, split.key_positions)
+
+
+def test_values_positions_and_scale_may_be_absent_and_are_never_invented(tmp_path):
+    with DumpWriter(tmp_path / "d", "float32") as dump:
+        about = metadata(softmax_scale=None, group=1)
+        dump.open(HEAD, "keys", D, about).append(rows(N, 0), None)
+        dump.open(HEAD, "decode_queries", D, about).append(rows(5, 1), None, np.ones(5), np.arange(5))
+        dump.finish({})
+    head = DataSet.open(tmp_path / "d").load(HEAD)
+    assert head.values is None
+    assert head.key_positions is None
+    assert len(head.decode_query_positions) == 0
+    np.testing.assert_array_equal(head.decode_queries, rows(5, 1))
+
+
+def test_vectors_lie_where_the_caller_wants_them(folder):
+    made = []
+
+    def allocate(shape, dtype):
+        made.append(np.zeros(shape, dtype))
+        return made[-1]
+
+    head = DataSet.open(folder).load(HEAD, allocate)
+    assert any(head.keys is array for array in made)
+    assert any(head.prefill_queries is array for array in made)
+
+
+def test_a_footer_that_speaks_of_too_many_rows_is_refused(folder, monkeypatch):
+    def no_room(shape, dtype):
+        raise MemoryError("Unable to allocate 1.0 TiB")
+
+    with pytest.raises(UsageError, match="is not a file of a dump: Unable to allocate"):
+        DataSet.open(folder).load(HEAD, no_room)
 
 
 def test_a_dump_can_be_moved(tmp_path, folder):

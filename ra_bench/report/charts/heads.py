@@ -29,12 +29,12 @@ OF_ORACLE = (
     ("mass_of_indexed", "mass that exact top-k holds of the index"),
 )
 OF_DATA = (
-    ("not_own_nearest_share", "keys that are not their own nearest, share"),
-    ("norm_spread", "spread of key norms"),
-    ("effective_keys", "effective number of keys"),
-    ("tokens_per_mass", "tokens per mass"),
-    ("mahalanobis_queries", "Mahalanobis distance of queries"),
-    ("hubness", "hubness"),
+    ("difficulty_not_own_nearest", "keys that are not their own nearest, share"),
+    ("difficulty_norm_cv", "spread of key norms"),
+    ("difficulty_effective_keys", "effective number of keys"),
+    ("difficulty_keys_for_mass", "keys that hold 90 % of the mass"),
+    ("difficulty_mahalanobis_queries", "Mahalanobis distance of queries"),
+    ("difficulty_hubness", "hubness"),
 )
 
 

@@ -227,7 +227,7 @@ def _geometries(quality: Axis, cost: Axis, indexes: Sequence[str]) -> Any:
 
 def _distances(material: Material) -> Figure | LeftOut:
     title = "How far queries lie from the keys"
-    fields = ("mahalanobis_queries", "mahalanobis_keys")
+    fields = ("difficulty_mahalanobis_queries", "difficulty_mahalanobis_keys")
     rows = [
         row
         for row in material.compare

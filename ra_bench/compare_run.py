@@ -1,0 +1,78 @@
+"""A comparison as the command line runs it: where rows land, how it goes on, what is printed, how it ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ra_bench import compare as comparison
+from ra_bench import reproduce
+from ra_bench.budget_table import compared
+from ra_bench.cli_common import NUMBERS_WIDTH, command_line, err, out, report_of
+from ra_bench.progress import Progress
+from ra_bench.results import LONG_COLUMNS, ResultFolder, Row, content_address
+from ra_bench.table import failures, skipped
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where rows land and what is printed of them."""
+
+    results: Path | None  # None: results/DATA-RUN
+    force: bool
+    dry_run: bool
+    as_json: bool
+    report: bool
+    tables: tuple[str, ...] | None  # None: those that fit the rows
+
+
+def run(settings: comparison.Settings, ending: Ending, published: str | None = None) -> bool:
+    """Compares, or checks what was `published` on the files that are here; returns whether all went well."""
+    verdicts: list[reproduce.Verdict] = []
+    if published is None:
+        rows = compare(settings, ending)
+    else:
+        rows = []
+        for one in reproduce.present(published):
+            of_head = replace(settings, data=str(one.path), indexes=reproduce.indexes(), ks=reproduce.KS)
+            folder = ending.results and ending.results / one.name
+            measured = compare(of_head, replace(ending, results=folder))
+            verdicts += reproduce.verdicts(one.name, measured) if measured else []
+            rows += measured
+        for verdict in verdicts:
+            (err if ending.as_json else out).print(verdict.line)
+    for line in skipped(rows):
+        err.print(line)
+    failed = failures(rows)
+    for line in failed:
+        err.print(f"failed: {line}")
+    return not failed and all(verdict.holds for verdict in verdicts)
+
+
+def compare(settings: comparison.Settings, ending: Ending) -> list[Row]:
+    """Runs a comparison, prints what came out, and returns its rows."""
+    plan = comparison.make_plan(settings)
+    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
+    path = ending.results or Path("results") / name
+    if ending.dry_run:
+        for unit in plan.units:
+            out.print(unit.name)
+        return []
+    folder = ResultFolder(path, plan.identity)
+    folder.note_command(command_line())
+    done = sum(folder.has(unit.address) for unit in plan.units) if not ending.force else 0
+    with Progress(err, len(plan.units), done, path) as progress:
+        rows = comparison.run_plan(plan, folder, progress, ending.force)
+    if ending.as_json:
+        for row in rows:
+            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
+    else:
+        for table in compared(rows, ending.tables):
+            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
+        out.print(f"{len(rows)} rows in {path}/rows")
+    if ending.report:
+        report_of(path)
+    return rows
