@@ -152,7 +152,7 @@ def compare(
             **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
         )
     )
-    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
+    name = f"{plan.data.name}-{content_address(plan.identity)[:8]}"
     path = results or Path("results") / name
     if dry_run:
         for unit in plan.units:

@@ -7,7 +7,6 @@ call; scores, masses and truth stay on this side.
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from ra_bench import metrics
 from ra_bench.attention import merge
 from ra_bench.errors import RunError
+from ra_bench.hardware import peak_bytes
 from ra_bench.index import Found, Index, Partial
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
@@ -84,7 +84,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
             land(unit_row | row | {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank})
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -106,7 +106,7 @@ def _sweep(
     for rank, effort in enumerate(efforts):
         run = SettingRun(index, k, effort, job.threads)
         run.add_pass(queries, blocks)
-        ids = _checked_ids(run.found[0], len(queries), k)
+        ids = _checked_ids(run.found[0], len(queries), k, len(exact_keys))
         quality = _search_quality(bundle, exact_keys, queries, ids, k) | _attend_quality(bundle, run.parts)
         runs.append(run)
         qualities.append(quality | _work(run.found[0], run.parts))
@@ -132,10 +132,12 @@ def _costs(run: SettingRun) -> Row:
     }
 
 
-def _checked_ids(found: Sequence[Found], rows: int, k: int) -> np.ndarray:
+def _checked_ids(found: Sequence[Found], rows: int, k: int, n: int) -> np.ndarray:
     ids = np.concatenate([block.ids for block in found])
     if ids.shape != (rows, k) or ids.dtype != np.int32:
         raise RunError(f"search must give ids ({rows}, {k}) int32, got {ids.shape} {ids.dtype}")
+    for wrong in ids[(ids < -1) | (ids >= n)][:1]:
+        raise RunError(f"search must give ids from -1 to {n - 1}, got {wrong}")
     return ids
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ra_bench import remote
 from ra_bench.errors import UsageError
 from ra_bench.head import Head, Rope
 from ra_bench.index import all_finite
@@ -162,16 +163,22 @@ class DataSet:
     heads: list[HeadName]
     settings: dict[str, Any]
     hash: str
+    source: str  # where it can be opened again from any folder: its whole path, or its URL
     _files: dict[tuple[HeadName, Kind], _Listed] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The dump in folder `path`; raises UsageError where it is absent, unfinished or damaged."""
-        folder = Path(path)
-        if not folder.is_dir():
+        """The dump in folder `path`, or at a URL that fsspec reads; its files are then fetched as needed.
+
+        Raises UsageError where it is absent, unfinished or damaged.
+        """
+        url = str(path) if remote.is_url(str(path)) else ""
+        folder = remote.local_folder(url) if url else Path(path)
+        if not url and not folder.is_dir():
             raise UsageError(f"data set '{path}' must be a folder that `ra-bench dump` wrote: no such folder")
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest_file = remote.fetch(url, MANIFEST) if url else folder / MANIFEST
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"data set '{path}' is not a finished dump: it has no {MANIFEST}") from None
         except (OSError, ValueError) as error:
@@ -184,13 +191,19 @@ class DataSet:
             places = {_place(file.name): file for file in listed}
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"data set '{path}': {MANIFEST} is not a dump's manifest: {error}") from error
-        for file in listed:
+        for file in () if url else listed:
             _check_size(folder / file.name, file)
         heads = sorted({name for name, kind in places if kind == "keys"})
         if not heads:
             raise UsageError(f"data set '{path}' holds no keys: {MANIFEST} lists {len(listed)} files")
         lines = sorted(f"{file.name} {file.sha256}\n" for file in listed)
-        return cls(folder, heads, settings, hashlib.sha256("".join(lines).encode()).hexdigest(), places)
+        content = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return cls(folder, heads, settings, content, url or str(folder.resolve()), places)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, for rows and folders."""
+        return self.source.rstrip("/").rpartition("/")[2]
 
     def select(
         self,
@@ -251,6 +264,11 @@ class DataSet:
     def _read(self, name: HeadName, kind: Kind) -> _Rows:
         listed = self._files[name, kind]
         path = self.path / listed.name
+        if remote.is_url(self.source) and not (path.is_file() and path.stat().st_size == listed.bytes):
+            try:
+                remote.fetch(self.source, listed.name)
+            except FileNotFoundError:
+                raise UsageError(f"data set '{self.source}': {listed.name} is missing") from None
         _check_size(path, listed)
         if fingerprint(path)["sha256"] != listed.sha256:
             raise UsageError(f"{path} is not the file that {MANIFEST} lists: its SHA-256 differs")
