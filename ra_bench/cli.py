@@ -5,8 +5,13 @@ Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
-from ra_bench.errors import RaBenchError, UsageError
+from ra_bench.errors import InterruptedRunError, RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -100,7 +105,9 @@ def dump(
 @app.command()
 def compare(
     indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
-    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A dump's folder or URL. Default: the built-in sample.")
+    ] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
         str | None, typer.Option(help="Layers of the data set, as 0,8-11. Default: all.")
@@ -118,8 +125,22 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of split and indexes.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds a unit may take.")] = 1800.0,
     memory_gb: Annotated[
-        float | None, typer.Option(help="Memory a unit may use. Default: 80 % of all.")
+        float | None, typer.Option(help="Memory a unit may use. Default: its share of 80 % of all.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Units measured at the same time here, each on cores of its own.")
+    ] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="A new process for each unit.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where units run.")] = "local",
+    address: Annotated[
+        str, typer.Option(help="The Ray cluster: auto, an address, or local for a new one here.")
+    ] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps built indexes, by content. Default: none.")
+    ] = None,
+    progress: Annotated[
+        Literal["auto", "json", "quiet"], typer.Option(help="How stderr tells where the run stands.")
+    ] = "auto",
     results: Annotated[
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
@@ -130,15 +151,15 @@ def compare(
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench import compare as comparison
     from ra_bench.datasets.sample import sample_path
-    from ra_bench.progress import Progress
     from ra_bench.registry import split as split_specs
     from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
     from ra_bench.table import failures, skipped, tables
 
+    where = _engine(engine, address, workers, fresh, threads)
     plan = comparison.make_plan(
         comparison.Settings(
             indexes=tuple(split_specs(indexes)),
-            data=str(data or sample_path()),
+            data=data or str(sample_path()),
             ks=tuple(parse_numbers("--k", k)),
             layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
             kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
@@ -149,8 +170,10 @@ def compare(
             repeats=repeats,
             seed=seed,
             timeout_s=timeout,
-            **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
-        )
+            memory_bytes=None if memory_gb is None else _gigabytes(memory_gb),
+            cache=cache,
+        ),
+        where.machine_class(),
     )
     name = f"{plan.data.name}-{content_address(plan.identity)[:8]}"
     path = results or Path("results") / name
@@ -160,8 +183,8 @@ def compare(
         return
     folder = ResultFolder(path, plan.identity)
     done = sum(folder.has(unit.address) for unit in plan.units) if not force else 0
-    with Progress(err, len(plan.units), done, path) as progress:
-        rows = comparison.run_plan(plan, folder, progress, force)
+    with _shown(len(plan.units), done, path, progress) as watcher:
+        rows = comparison.run_plan(plan, folder, watcher, force, where)
     if as_json:
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
@@ -277,14 +300,13 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
     from ra_bench.decode.harness import run_plan
     from ra_bench.decode.rows import COLUMNS, LONG_COLUMNS
     from ra_bench.decode.table import ended, heading, tables
-    from ra_bench.progress import Progress
     from ra_bench.results import ResultFolder, content_address
 
     path = results or Path("results") / f"{plan.model.source.name}-{content_address(plan.identity)[:8]}"
     folder = ResultFolder(path, plan.identity, COLUMNS)
     addresses = [plan.address(sample, arm) for sample in plan.samples for arm in plan.arms]
     done = 0 if force else sum(folder.has(address) for address in addresses)
-    with Progress(err, len(addresses), done, path) as progress:
+    with _shown(len(addresses), done, path) as progress:
         rows = run_plan(plan, folder, progress, force)
     if as_json:
         for row in rows:
@@ -301,6 +323,60 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         err.print(f"failed: {line}")
     if failed:
         raise typer.Exit(1)
+
+
+stored = typer.Typer(help="What result folders hold.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(stored, name="results")
+
+
+@stored.command("list")
+def list_results(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Result folders, or folders of them. Default: results.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists result folders: what ran, how much has landed, what failed."""
+    from ra_bench.exported import result_folders, summary
+
+    summaries = [summary(folder) for folder in result_folders(places or [Path("results")])]
+    if as_json:
+        for one in summaries:
+            print(json.dumps(asdict(one)))
+        return
+    table = Table(pad_edge=False)
+    for column in ("folder", "verb", "units", "rows", "failed", "damaged", "MB", "last", "indexes"):
+        table.add_column(column, justify="right" if column in ("units", "rows", "failed", "MB") else "left")
+    for one in summaries:
+        counts = [str(count) for count in (one.units, one.rows, one.failed, one.damaged)]
+        names = ", ".join(one.indexes)
+        table.add_row(one.folder, one.verb, *counts, f"{one.bytes / 1e6:.1f}", one.last, names)
+    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
+
+
+@stored.command("export")
+def export_results(
+    form: Annotated[Literal["csv", "json"], typer.Argument(help="csv, or json: one object a line.")],
+    folder: Annotated[Path, typer.Argument(help="A result folder.")],
+    file: Annotated[Path | None, typer.Option("--out", help="File to write. Default: stdout.")] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="With the columns of a value a query or call.")
+    ] = False,
+) -> None:
+    """Exports all rows of a result folder."""
+    from ra_bench.exported import result_folders, rows_of, write_csv, write_json
+    from ra_bench.results import write_whole
+
+    (first, *_) = result_folders([folder])
+    if first != folder:
+        raise UsageError(f"'{folder}' must be one result folder, got a folder of them")
+    text = io.StringIO()
+    count = {"csv": write_csv, "json": write_json}[form](rows_of(folder, samples), text)
+    if file is None:
+        sys.stdout.write(text.getvalue())
+        return
+    write_whole(file, text.getvalue().encode())
+    err.print(f"{count} rows in {file}")
 
 
 @app.command("list")
@@ -352,8 +428,37 @@ def check(
         raise typer.Exit(1)
 
 
+@contextmanager
+def _shown(units: int, done: int, path: Path, mode: Any = "auto") -> Iterator[Any]:
+    """A run's progress on stderr; an interrupted run says what is kept and how it goes on."""
+    from ra_bench.progress import Progress
+
+    try:
+        with Progress(err, units, done, path, mode) as progress:
+            yield progress
+    except KeyboardInterrupt as error:
+        again = shlex.join(["ra-bench", *sys.argv[1:]])
+        raise InterruptedRunError(
+            f"interrupted: {progress.done} of {units} units are kept in {path}; go on with: {again}"
+        ) from error
+
+
+def _engine(name: str, address: str, workers: int, fresh: bool, threads: int) -> Any:
+    """Where the units of `compare` run."""
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    if name == "ray":
+        from ra_bench.engine.ray import RayEngine
+
+        return RayEngine(address, threads)
+    from ra_bench.engine.local import LocalEngine
+
+    return LocalEngine(workers, fresh, threads)
+
+
 def main() -> None:
     """Runs the command line; every error a user can cause is one line on stderr."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system ends a run as Ctrl-C does
     try:
         code = app(standalone_mode=False)
     except RaBenchError as error:

@@ -11,8 +11,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Settings:
     seed: int = 0
     timeout_s: float = 1800.0
     memory_bytes: int | None = None  # None: the engine's share for a unit
+    cache: Path | None = None  # folder of built indexes
 
     def identity(self, data_hash: str) -> dict[str, Any]:
         """What all rows of one result folder share; index and head may differ from command to command."""
@@ -208,12 +209,30 @@ def _works(plan: Plan, todo: Sequence[Unit], folder: ResultFolder, engine: Engin
                 "threads": settings.threads,
                 "repeats": settings.repeats,
                 "seed": settings.seed,
+                "cache": _cache_entry(plan, unit, learn),
             }
             gpus = int(str(unit.spec) in on_device)
             limits = Limits(settings.timeout_s, memory_bytes, settings.threads, gpus)
             log = folder.log_file(unit.address)
             calls.append(Call(unit.name, "ra_bench.compare:measure_task", job, limits, log, unit.address))
         yield Work(prepare_call, calls)
+
+
+def _cache_entry(plan: Plan, unit: Unit, learn: Mapping[int, int]) -> str:
+    """Where the unit's built index is kept: a name made of all that its build depends on, effort apart."""
+    settings = plan.settings
+    if settings.cache is None:
+        return ""
+    content = {
+        "data_hash": plan.data.hash,
+        "split": [settings.split, settings.max_queries, settings.causal_learn],
+        "learn": learn,
+        "threads": settings.threads,
+        "seed": settings.seed,
+        "machine": machine_class(),
+    }
+    spec = replace(unit.spec, effort={})
+    return str(settings.cache.resolve() / content_address(content | _unit_content(unit.head, spec)))
 
 
 def _rows(plan: Plan, unit: Unit, ended: Ended) -> Iterable[Row]:

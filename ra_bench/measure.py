@@ -20,6 +20,7 @@ from ra_bench.attention import merge
 from ra_bench.errors import RunError
 from ra_bench.hardware import peak_bytes
 from ra_bench.index import Found, Index, Partial
+from ra_bench.index_cache import load_or_build
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
 from ra_bench.results import Row
@@ -37,7 +38,7 @@ NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scan
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: an index spec on the bundle in a folder."""
+    """What to measure: an index spec on the bundle in a folder; `cache` is the built index's entry, or ''."""
 
     spec: str
     bundle: str
@@ -45,6 +46,7 @@ class Job:
     threads: int
     repeats: int
     seed: int
+    cache: str = ""
 
 
 def measure(job: Job, land: Callable[[Row], None]) -> Row:
@@ -60,9 +62,8 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     keys, values = np.array(bundle.keys), np.array(bundle.values)
     keys.flags.writeable = values.flags.writeable = False
     index.warm_up(keys.shape[1])
-    started = time.perf_counter()
-    index.build(keys, values, learn, about)
-    build_s = time.perf_counter() - started
+    entry = Path(job.cache) if job.cache else None
+    build_s = load_or_build(index, entry, lambda: index.build(keys, values, learn, about))
     memory = index.nbytes
     unit_row = {
         "transform": spec.transform,

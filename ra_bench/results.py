@@ -159,7 +159,7 @@ class ResultFolder:
         if not path.exists():
             return False
         try:
-            table = _read_table(path)
+            table = read_row_file(path)
         except RunError:
             return False
         facts = table.select(["unit", "status"]).to_pylist() if table.schema == self._schema else []
@@ -187,7 +187,7 @@ class ResultFolder:
         return rows
 
     def _checked_rows(self, path: Path) -> list[Row]:
-        table = _read_table(path)
+        table = read_row_file(path)
         if table.schema != self._schema:
             raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
         rows: list[Row] = table.to_pylist()
@@ -234,7 +234,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_row_file(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The rows of one unit's file. Raises RunError naming a damaged one."""
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:

@@ -165,14 +165,18 @@ class LocalEngine:
         job.process.hand(job.call.on(job.head.folder), job.held.cores)
 
     def _process(self, call: Call, scratch: Path) -> Process:
-        """A worker for a call: an idle one of as many threads, or a new one."""
-        for process in [p for p in self._idle if p.threads == call.limits.threads]:
+        """A worker for a call: an idle one that did the like on as many threads, or a new one.
+
+        What prepares heads never measures: it has seen the truth.
+        """
+        kind = (call.function, call.limits.threads)
+        for process in [p for p in self._idle if p.kind == kind]:
             self._idle.remove(process)
             if not process.unfit():
                 return process
             process.close()
         try:
-            return Process(call.limits.threads, scratch, call.log)
+            return Process(kind, scratch, call.log)
         except OSError as error:
             raise RunError(f"no worker process can be started: {error.strerror}") from error
 

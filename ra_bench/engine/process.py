@@ -26,12 +26,11 @@ SPIN_S = 0.02  # threads of a pool spin for a moment before they sleep
 class Process:
     """A worker process. `messages` are read without blocking; `ended` once the process is gone."""
 
-    def __init__(self, threads: int, scratch: Path, log: Path) -> None:
-        self.threads = threads
-        self.calls = 0
+    def __init__(self, kind: tuple[str, int], scratch: Path, log: Path) -> None:
+        self.kind = kind  # the function that it calls, and on how many threads
         self._rest = b""
         reader, writer = os.pipe()
-        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TMPDIR": str(scratch)}
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(kind[1])) | {"TMPDIR": str(scratch)}
         try:
             with log.open("ab") as sink:
                 self.child = subprocess.Popen(
@@ -70,7 +69,6 @@ class Process:
 
     def hand(self, call: Call, cores: Iterable[int]) -> None:
         """Pins the worker to `cores` and hands it a call; a worker that is gone shows by its end."""
-        self.calls += 1
         pin(self.pid, set(cores))
         task = {"function": call.function, "arguments": call.arguments, "log": str(call.log.resolve())}
         assert self.child.stdin is not None
