@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,7 @@ def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
     }
 
 
+@cache
 def source_hash(cls: type[Index]) -> str:
     """Content hash of all code that decides a row: changed code and other versions are measured anew.
 

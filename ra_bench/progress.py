@@ -101,7 +101,8 @@ class Progress:
         where = {"done": self.done, "units": self.units, "failed": self.failed, "left_s": left_s}
         line = json.dumps({"time": _now(), "event": event, "name": name} | facts | where)
         if self.mode == "json":
-            self.console.print(line)
+            self.console.file.write(line + "\n")
+            self.console.file.flush()
         with contextlib.suppress(OSError), (self.path / "log" / "run.log").open("a") as log:
             log.write(line + "\n")
 

@@ -120,17 +120,15 @@ class ResultFolder:
             raise UsageError(f"--out must be a folder, got the file '{path}'")
         if marker.exists():
             _refuse_another_run(marker, identity)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(_is_foreign(entry.name) for entry in path.iterdir()):
             raise UsageError(
                 f"--out must be a new folder or one of the same run, got '{path}' with other files"
             )
         try:
-            (path / "rows").mkdir(parents=True, exist_ok=True)
-            (path / "log").mkdir(exist_ok=True)
+            for folder in ("rows", "log"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
             if not marker.exists():
-                write_whole(marker, json.dumps(identity, indent=1).encode(), replace=False)
-        except FileExistsError:  # a run that began at the same moment
-            _refuse_another_run(marker, identity)
+                _write_marker(marker, identity)
         except OSError as error:
             raise RunError(f"--out '{path}' cannot be written: {error.strerror}") from error
 
@@ -242,6 +240,18 @@ def read_row_file(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise RunError(
             f"'{path}' is damaged ({' '.join(str(error).split())}); delete it and run the same command again"
         ) from error
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file has no place in a folder whose run began just now."""
+    return name not in ("rows", "log", "run.json") and not name.startswith(".run.json.")
+
+
+def _write_marker(marker: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        write_whole(marker, json.dumps(identity, indent=1).encode(), replace=False)
+    except FileExistsError:  # by a run that began at the same moment
+        _refuse_another_run(marker, identity)
 
 
 def _refuse_another_run(marker: Path, identity: Mapping[str, Any]) -> None:

@@ -126,3 +126,15 @@ class Crashes(Prefix):
 
     def build(self, keys, values=None, queries=None, about=None) -> None:
         ctypes.string_at(0)
+
+
+@dataclass
+class Garbage(Prefix):
+    """Gives ids of keys that there are not."""
+
+    wrong: int = 1 << 30
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        found = super().search(queries, k, share=share)
+        found.ids[-1, -1] = self.wrong
+        return found
