@@ -290,3 +290,22 @@ def test_the_rows_of_one_unit_are_not_taken_for_another_s(landed) -> None:
 
     assert landed.has("a")
     assert not landed.has("c")
+
+
+def test_a_repository_s_own_code_runs_only_when_asked_for() -> None:
+    from ra_bench.decode.plan import Settings
+    from ra_bench.dump_plan import DumpSettings
+    from ra_bench.models import Source
+
+    assert Settings.trust_remote_code is DumpSettings.trust_remote_code is Source.trust_remote_code is False
+    for file in (ROOT / "ra_bench").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert ast.unparse(node.value) != "True", file
+
+
+def test_model_files_are_read_by_their_libraries_alone() -> None:
+    for file in (ROOT / "ra_bench").rglob("*.py"):
+        packages = {name for node in ast.walk(ast.parse(file.read_text())) for name in imported(node)}
+        assert not packages & {"struct", "mmap", "zipfile"}, f"{file} takes a binary file apart by itself"
+        assert "torch.load" not in file.read_text(), file
