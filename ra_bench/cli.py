@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 something failed while it ran; 2 what was asked for cannot
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import signal
@@ -18,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.cli_results import app as results_verbs
 from ra_bench.errors import InterruptedRunError, RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
@@ -33,8 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(results_verbs, name="results")
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
-NUMBERS_WIDTH, TEXT_WIDTH = 200, 112
+NUMBERS_WIDTH = 200
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -104,7 +104,10 @@ def dump(
 
 @app.command()
 def compare(
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
+    indexes: Annotated[
+        str,
+        typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform]; 'all': all that run."),
+    ],
     data: Annotated[
         str | None, typer.Option(help="A dump's folder or URL. Default: the built-in sample.")
     ] = None,
@@ -145,16 +148,28 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of recall,bytes,time to print: indexes at equal recall, bytes read, time. Default:"
+            " recall, and the others where a method has no search or attends to more than k keys."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench import compare as comparison
+    from ra_bench.budget_table import compared
     from ra_bench.datasets.sample import sample_path
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
     from ra_bench.results import LONG_COLUMNS, ResultFolder, content_address
-    from ra_bench.table import failures, skipped, tables
+    from ra_bench.table import failures, skipped
 
+    shown_tables = _tables(tables)
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     where = _engine(engine, address, workers, fresh, threads)
     plan = comparison.make_plan(
         comparison.Settings(
@@ -189,7 +204,7 @@ def compare(
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
     else:
-        for table in tables(rows):
+        for table in compared(rows, shown_tables):
             Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
         out.print(f"{len(rows)} rows in {path}/rows")
     for line in skipped(rows):
@@ -259,8 +274,11 @@ def decode(
 ) -> None:
     """Serves a model's attention by indexes while it decodes: answers, latency, memory."""
     from ra_bench.decode.plan import Settings, make_plan
+    from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
 
+    for line in left_out(indexes):
+        err.print(f"left out: {line}")
     plan = make_plan(
         Settings(
             model=model,
@@ -325,78 +343,41 @@ def _decode(plan: Any, results: Path | None, force: bool, as_json: bool) -> None
         raise typer.Exit(1)
 
 
-stored = typer.Typer(help="What result folders hold.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(stored, name="results")
-
-
-@stored.command("list")
-def list_results(
-    places: Annotated[
-        list[Path] | None, typer.Argument(help="Result folders, or folders of them. Default: results.")
-    ] = None,
-    as_json: Json = False,
+@app.command()
+def drift(
+    indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
+    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    tokens: Annotated[int, typer.Option(help="Keys that are inserted.")] = 8192,
+    recall: Annotated[float, typer.Option(help="Recall@100 that the index built whole has to reach.")] = 0.95,
+    threads: Annotated[int, typer.Option(help="Threads of builds; inserts take one.")] = 1,
 ) -> None:
-    """Lists result folders: what ran, how much has landed, what failed."""
-    from ra_bench.exported import result_folders, summary
+    """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
+    from ra_bench.datasets.sample import sample_path
+    from ra_bench.drift import measure_drift, table
+    from ra_bench.vectors import DataSet
 
-    summaries = [summary(folder) for folder in result_folders(places or [Path("results")])]
-    if as_json:
-        for one in summaries:
-            print(json.dumps(asdict(one)))
-        return
-    table = Table(pad_edge=False)
-    for column in ("folder", "verb", "units", "rows", "failed", "damaged", "MB", "last", "indexes"):
-        table.add_column(column, justify="right" if column in ("units", "rows", "failed", "MB") else "left")
-    for one in summaries:
-        counts = [str(count) for count in (one.units, one.rows, one.failed, one.damaged)]
-        names = ", ".join(one.indexes)
-        table.add_row(one.folder, one.verb, *counts, f"{one.bytes / 1e6:.1f}", one.last, names)
-    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
-
-
-@stored.command("export")
-def export_results(
-    form: Annotated[Literal["csv", "json"], typer.Argument(help="csv, or json: one object a line.")],
-    folder: Annotated[Path, typer.Argument(help="A result folder.")],
-    file: Annotated[Path | None, typer.Option("--out", help="File to write. Default: stdout.")] = None,
-    samples: Annotated[
-        bool, typer.Option("--samples", help="With the columns of a value a query or call.")
-    ] = False,
-) -> None:
-    """Exports all rows of a result folder."""
-    from ra_bench.exported import result_folders, rows_of, write_csv, write_json
-    from ra_bench.results import write_whole
-
-    (first, *_) = result_folders([folder])
-    if first != folder:
-        raise UsageError(f"'{folder}' must be one result folder, got a folder of them")
-    text = io.StringIO()
-    count = {"csv": write_csv, "json": write_json}[form](rows_of(folder, samples), text)
-    if file is None:
-        sys.stdout.write(text.getvalue())
-        return
-    write_whole(file, text.getvalue().encode())
-    err.print(f"{count} rows in {file}")
+    dump = DataSet.open(sample_path() if data is None else data)
+    for line in table(measure_drift(dump, _names(indexes), tokens, recall, threads)):
+        print(line, flush=True)
 
 
 @app.command("list")
-def list_indexes(as_json: Json = False) -> None:
-    """Lists the registry: every index, what it is, and whether it can run here."""
+def list_indexes(
+    as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table of the README, in Markdown.")
+    ] = False,
+) -> None:
+    """Lists the registry: every index, what it is, what it needs, and whether it can run here."""
+    from ra_bench import listing
     from ra_bench.registry import info, names
 
     infos = [info(name) for name in names()]
     if as_json:
         for one in infos:
             print(json.dumps(asdict(one)))
-        return
-    table = Table(pad_edge=False)
-    for column in ("name", "kind", "query-aware", "insert", "where", "idea", "paper"):
-        table.add_column(column)
-    for one in infos:
-        flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
-        idea = one.idea if one.available else f"unavailable: {one.reason}"
-        table.add_row(one.name, one.kind, *flags, one.where, idea, one.paper)
-    Console(width=max(TEXT_WIDTH, out.width), markup=False, highlight=False).print(table)
+    else:
+        print(listing.markdown(infos) if markdown else listing.text(infos, out.width))
 
 
 @app.command()
@@ -472,6 +453,18 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tables(text: str | None) -> tuple[str, ...] | None:
+    """The names of the tables to print; None: what fits the rows."""
+    from ra_bench.budget_table import TABLES
+
+    if text is None:
+        return None
+    for name in _names(text):
+        if name not in TABLES:
+            raise UsageError(f"--tables must be of {','.join(TABLES)}, got '{name}'")
+    return _names(text)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -17,11 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ra_bench import hardware
 from ra_bench.engine.local import LocalEngine
 from ra_bench.engine.task import Call, Ended, Engine, Limits, Watcher, Work
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError
 from ra_bench.index import Index
+from ra_bench.machine import random_read_gb_per_s
 from ra_bench.measure import Job, measure
 from ra_bench.prepare import Bundle, Request, prepare, wants
 from ra_bench.registry import Spec, create, index_class, parse
@@ -33,8 +37,9 @@ from ra_bench.vectors import DataSet, HeadName
 ALWAYS = ("flat", "window", "random")
 # The modules of the harness that decide what a row says.
 MEASURING = (
-    *("attention", "head", "index", "measure", "metrics", "prepare", "split", "timing", "transform"),
-    *("truth", "vectors", "scoring", "encoding", "rerank", "choosing", "partition", "compressor", "wrapper"),
+    *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
+    *("split", "timing", "transform", "truth", "vectors", "scoring", "encoding", "rerank", "choosing"),
+    *("partition", "compressor", "wrapper"),
 )
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
@@ -159,7 +164,17 @@ def prepare_task(arguments: dict[str, Any], _: Callable[[Row], None]) -> dict[st
 
 def measure_task(arguments: dict[str, Any], land: Callable[[Row], None]) -> Row:
     """What the worker of a unit runs."""
-    return measure(Job(**arguments | {"ks": tuple(arguments["ks"])}), land)
+    rate = _read_gb_per_s(bundle_facts(Bundle(Path(arguments["bundle"]))))
+    hardware.reset_peak()  # which the rate's working set has raised
+    return measure(Job(**arguments | {"ks": tuple(arguments["ks"]), "read_gb_per_s": rate}), land)
+
+
+def _read_gb_per_s(facts: Row) -> float:
+    """What one thread reads at random from a head's keys and values; once a worker for heads of a shape."""
+    row_bytes = facts["d"] * np.dtype(facts["key_type"]).itemsize
+    whole_lines = -(-row_bytes // 64) * 64
+    # As short as a call of an index, whose median time knows no interruption either.
+    return random_read_gb_per_s(1, whole_lines, 2 * facts["n"] * row_bytes, tries=40, slice_s=0.001)
 
 
 def bundle_facts(bundle: Bundle) -> Row:

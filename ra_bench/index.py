@@ -206,6 +206,11 @@ class Index(ABC):
         """Shows `queries` (G, d) of one decoded step to a method with state; the others ignore it."""
 
     @property
+    def is_stateful(self) -> bool:
+        """Whether `observe` changes later answers, and the harness must call it after each step."""
+        return type(self).observe is not Index.observe
+
+    @property
     def nbytes(self) -> Bytes:
         """Memory that the index holds beyond the key and value rows it was given."""
         return Bytes(0)

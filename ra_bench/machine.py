@@ -21,18 +21,23 @@ ROW_BYTES = (128, 256)  # float16 keys of 64 and of 128 dimensions
 
 @cache
 def random_read_gb_per_s(
-    threads: int = 1, row_bytes: int = 256, working_set_bytes: int = WORKING_SET_BYTES
+    threads: int = 1,
+    row_bytes: int = 256,
+    working_set_bytes: int = WORKING_SET_BYTES,
+    tries: int = 2,
+    slice_s: float = SLICE_S,
 ) -> float:
     """10^9 bytes per second that `threads` read together from random rows of a working set.
 
     The ceiling of a search that gathers rows of `row_bytes` (a multiple of 64, at 64-byte addresses that are
     known ahead): no search reads faster. It falls as the working set grows, so give that of the search, such
     as `keys.nbytes`, to compare like with like. Measured once for the same arguments, in about 0.15 s for the
-    default working set. Raises ValueError for impossible arguments.
+    default working set. The best of `tries` of `slice_s` each counts: on a busy machine, many short ones find
+    moments in which nobody interrupts. Raises ValueError for impossible arguments.
     """
     from ra_bench.indexes._native._native import random_read_bytes_per_s
 
-    rates = [random_read_bytes_per_s(threads, row_bytes, working_set_bytes, SLICE_S) for _ in range(2)]
+    rates = [random_read_bytes_per_s(threads, row_bytes, working_set_bytes, slice_s) for _ in range(tries)]
     return max(rates) / 1e9
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ra_bench import metrics
 from ra_bench.attention import merge
+from ra_bench.budgets import ks_to_measure
 from ra_bench.errors import RunError
 from ra_bench.hardware import peak_bytes
 from ra_bench.index import Found, Index, Partial
@@ -24,21 +25,27 @@ from ra_bench.index_cache import load_or_build
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
 from ra_bench.results import Row
+from ra_bench.snapshot import Snapshot
 from ra_bench.timing import SettingRun
 from ra_bench.truth import scores_of
 from ra_bench.wrapper import Wrapper
 
 INSERT_BLOCK_TOKENS = 64
-# A sweep ends once it finds practically everything, or costs this many exact scans: dearer settings cannot
-# tell more, and the scan would serve anybody better.
+# A sweep ends once it finds practically everything and attends to no more for more effort, or costs this many
+# exact scans, where the scan would serve anybody better. A method that is as slow at its cheapest goes on:
+# more effort costs it little more, and tells of its quality.
 ENOUGH_RECALL = 0.9995
-TOO_MANY_SCANS = 3.0
+TOO_MANY_SCANS, TIMES_CHEAPEST = 3.0, 2.0
 NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scans
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: an index spec on the bundle in a folder; `cache` is the built index's entry, or ''."""
+    """What to measure: an index spec on the bundle in a folder.
+
+    `read_gb_per_s` is what the machine reads at random from as many bytes as keys and values have; `cache` is
+    where the built index is kept, or nothing.
+    """
 
     spec: str
     bundle: str
@@ -46,6 +53,7 @@ class Job:
     threads: int
     repeats: int
     seed: int
+    read_gb_per_s: float
     cache: str = ""
 
 
@@ -57,7 +65,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     bundle = Bundle(Path(job.bundle))
     spec = parse(job.spec)
     index = create(spec, job.threads, job.seed)
-    learn, about = bundle.learn_inputs(index.learn_queries)
+    learn, about = bundle.learn_inputs(index.learn_queries, index.learn_neighbors)
     exact_keys = bundle.keys.astype(np.float32)
     keys, values = np.array(bundle.keys), np.array(bundle.values)
     keys.flags.writeable = values.flags.writeable = False
@@ -72,17 +80,26 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
         "seed": job.seed,
         "learn_queries": 0 if learn is None else len(learn),
         "build_s": build_s,
-        "knn_s": bundle.facts["knn_s"].get(str(index.learn_queries)) if learn is not None else None,
+        "knn_s": None if about.query_neighbors is None else bundle.facts["knn_s"][str(index.learn_queries)],
         "host_bytes": memory.host,
         "device_bytes": memory.device,
         "static_mass": float(np.mean(bundle.static_mass)),
+        "read_gb_per_s": job.read_gb_per_s,
     }
     scan_us = _exact_scan_us(exact_keys, bundle.test_queries[: index.group])
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
-    for k in job.ks:
-        efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
-        for rank, row in _sweep(index, bundle, exact_keys, k, efforts, too_slow_us, job):
-            land(unit_row | row | {"k": k, "effort": json.dumps(efforts[rank]), "effort_rank": rank})
+    with Snapshot(index, lambda: index.build(keys, values, learn, about)) as built:
+        for k in ks_to_measure(index, job.ks, len(keys)):
+            efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
+            runs = [SettingRun(index, built, k, effort, job.threads) for effort in efforts]
+            for rank, row in _sweep(runs, bundle, exact_keys, too_slow_us, job.repeats):
+                setting = {
+                    "k": k,
+                    "for_budgets": k not in job.ks,
+                    "effort": json.dumps(efforts[rank]),
+                    "effort_rank": rank,
+                }
+                land(unit_row | row | _floor(row, job.read_gb_per_s) | setting)
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
         "peak_bytes": peak_bytes(),
@@ -90,47 +107,61 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
 
 
 def _sweep(
-    index: Index,
-    bundle: Bundle,
-    exact_keys: np.ndarray,
-    k: int,
-    efforts: Sequence[dict[str, Any]],
-    too_slow_us: float,
-    job: Job,
+    settings: Sequence[SettingRun], bundle: Bundle, exact_keys: np.ndarray, too_slow_us: float, repeats: int
 ) -> Iterator[tuple[int, Row]]:
     """The row of each setting, by rank: after the first pass of each, and again when all passes are done."""
     queries = np.array(bundle.test_queries)
     queries.flags.writeable = False  # they are scored after the index had them
-    blocks = np.split(queries, len(queries) // index.group)
-    runs: list[SettingRun] = []
-    qualities: list[Row] = []
-    for rank, effort in enumerate(efforts):
-        run = SettingRun(index, k, effort, job.threads)
+    blocks = np.split(queries, len(queries) // settings[0].index.group)
+    measured: list[tuple[SettingRun, Row]] = []
+    for rank, run in enumerate(settings):
         run.add_pass(queries, blocks)
-        ids = _checked_ids(run.found[0], len(queries), k, len(exact_keys))
-        quality = _search_quality(bundle, exact_keys, queries, ids, k) | _attend_quality(bundle, run.parts)
-        runs.append(run)
-        qualities.append(quality | _work(run.found[0], run.parts))
-        yield rank, qualities[rank] | _costs(run)
-        if quality["recall"] >= ENOUGH_RECALL or np.median(run.search_us) > too_slow_us:
+        quality = _work(run) | _attend_quality(bundle, run.parts[0])
+        if run.index.has_search:
+            ids = _checked_ids(run.found[0], len(queries), run.k, len(exact_keys))
+            if run.k <= bundle.true_scores.shape[1]:
+                quality |= _search_quality(bundle, exact_keys, queries, ids, run.k)
+        before = measured[-1][1] if measured else None
+        measured.append((run, quality))
+        yield rank, quality | _costs(run)
+        slow_us = max(too_slow_us, TIMES_CHEAPEST * float(np.median(measured[0][0].answer_us)))
+        if np.median(run.answer_us) > slow_us or _tells_no_more(quality, before):
             break
-    for _ in range(job.repeats - 1):
-        for run in runs:
+    for _ in range(repeats - 1):
+        for run, _quality in measured:
             if run.wants_more:
                 run.add_pass(queries, blocks)
-    for rank, run in enumerate(runs):
-        yield rank, qualities[rank] | _costs(run)
+    for rank, (run, quality) in enumerate(measured):
+        yield rank, quality | _costs(run)
+
+
+def _tells_no_more(quality: Row, before: Row | None) -> bool:
+    """Whether practically everything was found, and the setting before attended to as many keys."""
+    if before is None or quality.get("recall", 0.0) < ENOUGH_RECALL:
+        return False
+    attended, less = quality["attended"], before["attended"]
+    return attended is None or less is None or attended <= less
+
+
+def _floor(row: Row, read_gb_per_s: float) -> Row:
+    """The least time that the bytes of `attend` take, and how far above it the method's is."""
+    if not row["attend_bytes"]:
+        return {}
+    floor_us = row["attend_bytes"] / read_gb_per_s / 1e3
+    return {"floor_us": floor_us, "times_floor": row["attend_p50_us"] / floor_us}
 
 
 def _costs(run: SettingRun) -> Row:
-    ids = [np.concatenate([found.ids for found in one_pass]) for one_pass in run.found]
-    return {
-        "repeats": len(ids),
-        "repeatable": all(np.array_equal(ids[0], again) for again in ids[1:]) if len(ids) > 1 else None,
+    row = {
+        "repeats": len(run.attend_us),
+        "repeatable": run.is_repeatable,
         "queries_per_s": float(np.median(run.queries_per_s)),
-        **_latency("search", run.search_us),
-        **_latency("attend", run.attend_us),
     }
+    times = {"search": run.search_us, "attend": run.attend_us, "observe": run.observe_us}
+    for name, samples_us in times.items():
+        if samples_us:
+            row |= _latency(name, samples_us)
+    return row
 
 
 def _checked_ids(found: Sequence[Found], rows: int, k: int, n: int) -> np.ndarray:
@@ -174,13 +205,17 @@ def _attend_quality(bundle: Bundle, parts: Sequence[Partial]) -> Row:
     }
 
 
-def _work(searches: Sequence[Found], attends: Sequence[Partial]) -> Row:
+def _work(run: SettingRun) -> Row:
+    """What the first pass read: keys by its searches, or by attention where there is no search."""
+    attends = [part.work for part in run.parts[0]]
+    searches = [found.work for found in run.found[0]] if run.index.has_search else []
+    reads = searches or attends
     return {
-        "keys_read": _mean([found.work.keys_read for found in searches]),
-        "exact": _mean([found.work.exact for found in searches]),
-        "search_bytes": _mean([found.work.bytes_read for found in searches]),
-        "attend_bytes": _mean([part.work.bytes_read for part in attends]),
-        "attended": _mean([part.work.attended for part in attends]),
+        "keys_read": _mean([work.keys_read for work in reads]),
+        "exact": _mean([work.exact for work in reads]),
+        "search_bytes": _mean([work.bytes_read for work in searches]) if searches else None,
+        "attend_bytes": _mean([work.bytes_read for work in attends]),
+        "attended": _mean([work.attended for work in attends]),
     }
 
 

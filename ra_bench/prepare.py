@@ -58,8 +58,11 @@ class Bundle:
         setattr(self, name, array)
         return array
 
-    def learn_inputs(self, wanted: int) -> tuple[np.ndarray | None, Head]:
-        """The learn queries (m, d) float32 for an index that wants that many, and what it may know."""
+    def learn_inputs(self, wanted: int, neighbors: int) -> tuple[np.ndarray | None, Head]:
+        """The learn queries (m, d) float32 for an index that wants that many, and what it may know.
+
+        With the `neighbors` nearest keys of each that it asked for, whatever others asked for.
+        """
         facts = dict(self.facts["about"])
         rope = facts.pop("rope")
         about = Head(**facts, key_positions=self.key_positions, rope=_rope_from_json(rope))
@@ -70,7 +73,7 @@ class Bundle:
             about,
             query_positions=getattr(self, f"{part}_positions"),
             query_heads=getattr(self, f"{part}_heads"),
-            query_neighbors=getattr(self, f"{part}_neighbors"),
+            query_neighbors=getattr(self, f"{part}_neighbors")[:, :neighbors] if neighbors else None,
         )
         return getattr(self, f"{part}_queries"), about
 
@@ -102,9 +105,9 @@ def prepare(request: Request, folder: Path) -> str:
     learn_facts: dict[str, int] = {}
     knn_s: dict[str, float] = {}
     for wanted, neighbors in request.learn.items():
-        started = time.perf_counter()
-        learn = _learn(arrays, split, head.about.group, wanted, neighbors, request.causal_learn)
-        knn_s[str(wanted)] = time.perf_counter() - started
+        learn, seconds = _learn(arrays, split, head.about.group, wanted, neighbors, request.causal_learn)
+        if neighbors:
+            knn_s[str(wanted)] = seconds
         learn_facts[str(wanted)] = len(learn.get(f"learn{wanted}_queries", ()))
         arrays |= learn
     for name, array in arrays.items():
@@ -141,11 +144,14 @@ def _truth(
 
 def _learn(
     arrays: Mapping[str, np.ndarray], split: Split, group: int, wanted: int, neighbors: int, causal: bool
-) -> dict[str, np.ndarray]:
-    """Learn queries for one wish, evenly spaced over the learnable tokens, with their neighbours."""
+) -> tuple[dict[str, np.ndarray], float]:
+    """Learn queries for one wish, evenly spaced over the learnable tokens, with their neighbours if wanted.
+
+    And the seconds that finding the neighbours took.
+    """
     learn = evenly(split.learn, group, max(group, wanted - len(split.leaked.vectors))).joined(split.leaked)
     if not len(learn.vectors):
-        return {}
+        return {}, 0.0
     limit = None
     if causal:  # a token among the sinks sees no indexed key: nothing to learn from it
         sees = learn.positions[::group] >= SINK_TOKENS + neighbors
@@ -157,8 +163,11 @@ def _learn(
         f"{part}_positions": learn.positions,
         f"{part}_heads": learn.heads,
     }
-    ids, _ = exact_topk(learn.vectors, arrays["keys"], max(1, neighbors), limit)
-    return found | {f"{part}_neighbors": ids}
+    if not neighbors:
+        return found, 0.0
+    started = time.perf_counter()
+    found[f"{part}_neighbors"] = exact_topk(learn.vectors, arrays["keys"], neighbors, limit)[0]
+    return found, time.perf_counter() - started
 
 
 def _rope_to_json(rope: Rope | None) -> dict[str, Any] | None:

@@ -129,6 +129,14 @@ def split(text: str) -> list[str]:
     return [spec for spec in dict.fromkeys(specs) if spec != "all"]
 
 
+def left_out(text: str) -> list[str]:
+    """A line for each name that `all` in a list of specs does not stand for, with the reason."""
+    if "all" not in (part.strip() for part in _outside(text, ",")):
+        return []
+    infos = [info(name) for name in names()]
+    return [f"{one.name}: {one.reason}" for one in infos if not one.available]
+
+
 def parse(text: str) -> Spec:
     """Reads one spec string; values become the types of the fields and arguments they name."""
     head, inner_text, tail = _parts(text)
@@ -143,6 +151,10 @@ def parse(text: str) -> Spec:
         raise UsageError(f"index '{text}': '{name}' takes no index in parentheses, got '{inner_text}'")
     if wraps and transform != "none":
         raise UsageError(f"index '{text}': a wrapper takes no transform; write {name}(SPEC@{transform})")
+    if not cls.has_search and transform != "none":
+        raise UsageError(
+            f"index '{text}': '{name}' has no search, and takes no transform, got '@{transform}'"
+        )
     inner = parse(inner_text) if inner_text is not None else None
     fields, efforts = settings_of(cls), effort_of(cls)
     settings: dict[str, Any] = {}
@@ -239,13 +251,20 @@ def info(name: str) -> Info:
 
 
 def extra_of(cls: type[Index]) -> str:
-    """The extra of this package that brings the modules that a method needs, or an empty string."""
-    offered: dict[str, str] = {}
+    """What a method needs beside this package: the extra that brings it, else the module; mostly nothing."""
+    offered: dict[str, str] = {}  # library → the extra that brings it; "" of what always comes
     for line in requires("ra-bench") or []:
         library, _, marker = line.partition(";")
-        if match := re.search(r"extra == ['\"](\w+)['\"]", marker):
-            offered.setdefault(re.split(r"[^\w-]", library.strip())[0].replace("-", "_"), match[1])
-    return ", ".join(sorted({offered[module] for module in cls.requires if module in offered}))
+        match = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        name = re.split(r"[^\w-]", library.strip())[0].replace("-", "_")
+        offered.setdefault(name, match[1] if match else "")
+    needed = set()
+    for module in cls.requires:
+        if not module.startswith("ra_bench."):
+            # A library may be called like its module and a little more, as faiss_cpu.
+            extras = [extra for name, extra in offered.items() if name.split("_")[0] == module.split("_")[0]]
+            needed.add(extras[0] if extras else module)
+    return ", ".join(sorted(needed - {""}))
 
 
 def missing(cls: type[Index]) -> str:

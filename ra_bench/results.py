@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ra_bench.errors import RunError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DONE = ("ok", "skipped")  # a unit that ended so is not run again
 ABANDONED_S = 3600.0  # a half-written file this old belongs to no run that lives
 
@@ -57,12 +57,13 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "effort": (_TEXT, "search settings, JSON"),
     "effort_rank": (_COUNT, "place in the method's sweep, cheap to dear"),
     "k": (_COUNT, "results asked for"),
+    "for_budgets": (_FLAG, "its k was not asked for: the oracle or a floor at the tokens that a budget buys"),
     "threads": (_COUNT, "threads of build and of the throughput call; latency is one thread"),
     "seed": (_COUNT, "seed of split and index"),
     "repeats": (_COUNT, "timed passes over the test queries; fewer than asked for where a pass is slow"),
     "repeatable": (_FLAG, "all passes found the same ids; None after a single pass"),
     "learn_queries": (_COUNT, "learn query rows given to build"),
-    "recall": (_REAL, "share of the exact top-k found"),
+    "recall": (_REAL, "share of the exact top-k found; None where a method has no search"),
     "recall_p05": (_REAL, "recall of the 5th-percentile query"),
     "no_hit_share": (_REAL, "share of queries with none of the exact top-k"),
     "mass_of_indexed": (_REAL, "softmax mass of the found keys over that of the index"),
@@ -72,7 +73,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "output_error_p95": (_REAL, "output_error of the 95th-percentile query"),
     "output_error_index": (_REAL, "|o'-o|/|o| of the index's part alone"),
     "attended": (_REAL, "indexed keys in the softmax"),
-    "keys_read": (_REAL, "distinct keys touched in any form"),
+    "keys_read": (_REAL, "distinct keys touched in any form by search, or by attend where there is none"),
     "exact": (_REAL, "full dot products"),
     "search_bytes": (_REAL, "bytes read by search"),
     "attend_bytes": (_REAL, "bytes read by attend, search included"),
@@ -82,9 +83,21 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "attend_p50_us": (_REAL, "attend time per query of one-token calls, median"),
     "attend_p95_us": (_REAL, "the same, 95th percentile"),
     "attend_p99_us": (_REAL, "the same, 99th percentile"),
-    "queries_per_s": (_REAL, "search throughput of many test queries in one call, on `threads`"),
+    "observe_p50_us": (_REAL, "time per query of what a stateful method does after each token, median"),
+    "observe_p95_us": (_REAL, "the same, 95th percentile"),
+    "observe_p99_us": (_REAL, "the same, 99th percentile"),
+    "read_gb_per_s": (_REAL, "10^9 bytes a second that one thread reads from random rows of keys and values"),
+    "floor_us": (_REAL, "attend_bytes over read_gb_per_s: no attend that reads them at random is faster"),
+    "times_floor": (_REAL, "attend_p50_us over floor_us; the inverse is the share of the ceiling reached"),
+    "queries_per_s": (
+        _REAL,
+        "throughput of many test queries in one call, on `threads`: of search, or of attend without one",
+    ),
     "build_s": (_REAL, "build time, without the neighbours of the learn queries"),
-    "knn_s": (_REAL, "exact neighbours of the learn queries, on all cores, shared by the indexes"),
+    "knn_s": (
+        _REAL,
+        "exact neighbours of the learn queries, on all cores, shared by the indexes that want them",
+    ),
     "insert_us_per_key": (_REAL, "time per inserted key, in blocks of 64"),
     "host_bytes": (_COUNT, "index memory beyond the key and value rows"),
     "device_bytes": (_COUNT, "the same on the device"),
@@ -94,6 +107,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "output_error_by_query": (_SAMPLES, "output_error of each test query"),
     "search_us_samples": (_SAMPLES, "search time per query of each call of each pass"),
     "attend_us_samples": (_SAMPLES, "attend time per query of each call of each pass"),
+    "observe_us_samples": (_SAMPLES, "observe time per query of each call of each pass of search and attend"),
     "environment": (_TEXT, "machine and versions, JSON"),
     "machine": (_TEXT, "what decides latency: CPU, cores, GPU"),
     "schema": (_COUNT, "schema version of the row"),

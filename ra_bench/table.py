@@ -1,24 +1,29 @@
-"""The tables that `compare` prints: each index at equal recall, and the oracle and the floors beside them."""
+"""The tables that `compare` prints: each index at equal recall, and the oracle and the floors beside them.
+
+What stands at equal bytes and at equal time is in budget_table.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ra_bench.matched import Matched, at_recall, sweep_points
+from ra_bench.matched import Matched, at_recall, by_head, mean_of, sweep_points
 from ra_bench.results import DONE, Row
 
 TARGETS = (0.90, 0.95, 0.99)
 FLOORS = ("window", "random")
 NOTHING = "–"
+FAR_ABOVE_FLOOR = 5.0  # a time more than this many times its floor is flagged
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers: its quantity at a recall, and what to print before it where that is a bound."""
+    """A column of numbers: its quantity at a match, and what to print before it where that is a bound."""
 
     title: str
     quantity: str
@@ -29,30 +34,37 @@ class Column:
 
     def cell(self, values: Mapping[str, float | None], is_bound: bool = False) -> str:
         """The quantity as text, or a dash where it is not known."""
-        value = values[self.quantity]
-        shown = None if value is None else value * self.factor
-        return _number(shown, self.digits, self.bound if is_bound else "")
+        value = values.get(self.quantity)
+        if value is None:
+            return NOTHING
+        if self.quantity == "times_floor":  # as what share of the ceiling is reached
+            return f"{100 / value:,.{self.digits}f}" + ("!" if value > FAR_ABOVE_FLOOR else "")
+        return number(value * self.factor, self.digits, self.bound if is_bound else "")
 
 
+CEILING = Column("of ceiling %", "times_floor", 0)
 COLUMNS = (
     Column("p50 µs", "search_p50_us", 1, bound="≤"),
+    Column("worst head", "worst_search_p50_us", 1, bound="≤"),
     Column("queries/s", "queries_per_s", 0, bound="≥"),
     Column("attend µs", "attend_p50_us", 1, bound="≤"),
+    CEILING,
     Column("keys read %", "keys_share", 2, factor=100, bound="≤"),
     Column("KB read", "search_bytes", 0, factor=1e-3, bound="≤"),
     Column("mass", "mass_total", 3, of_floors=True),
     Column("out. error", "output_error", 3, of_floors=True),
+    Column("worst head", "worst_output_error", 3, of_floors=True),
     Column("p5 recall", "recall_p05", 2, of_floors=True),
-    Column("worst head", "worst_head_recall", 2, of_floors=True),
 )
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table a k: a block for each matched recall, sorted by search time."""
-    measured = [row for row in rows if row["status"] == "ok"]
-    return [
-        _table([row for row in measured if row["k"] == k], k) for k in sorted({row["k"] for row in measured})
+def recall_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table for each k that was asked for: a block for each matched recall, sorted by search time."""
+    searched = [
+        row for row in rows if row["status"] == "ok" and row["recall"] is not None and not row["for_budgets"]
     ]
+    ks = sorted({row["k"] for row in searched})
+    return [_table([row for row in searched if row["k"] == k], k) for k in ks]
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
@@ -65,6 +77,54 @@ def skipped(rows: Sequence[Row]) -> list[str]:
     return _ended(rows, lambda status: status == "skipped")
 
 
+def new_table(title: str, names: Sequence[str], columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """An empty table of names and numbers, with what its ceiling is below it."""
+    rates = sorted({row["read_gb_per_s"] for row in rows if row.get("read_gb_per_s")})
+    caption = (
+        f"of ceiling: floor over time of attend; the floor is its bytes at {_span(rates)} GB/s, at which one"
+        f" thread reads random rows here. !: time above {FAR_ABOVE_FLOOR:.0f} floors. Above 100: it reads in"
+        " sequence, or a group's queries share reads."
+    )
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption if rates else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in names:
+        table.add_column(name)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def by_index(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each index, in the order of the plan."""
+    indexes: dict[str, list[Row]] = {}
+    for row in rows:
+        indexes.setdefault(row["index"], []).append(row)
+    return indexes
+
+
+def shown_name(index: str, rows: Sequence[Row], heads: int) -> str:
+    """The index, and on how many of the heads it was measured, where not on all."""
+    measured = len(by_head(rows))
+    name = f"{index} (floor)" if index in FLOORS else index
+    return name if measured == heads else f"{name} ({measured} of {heads} heads)"
+
+
+def number(value: float | None, digits: int, bound: str = "") -> str:
+    """A number with thousands apart, or a dash."""
+    return NOTHING if value is None else f"{bound}{value:,.{digits}f}"
+
+
+def shown_columns(columns: Sequence[Column], heads: int) -> list[Column]:
+    """The columns that tell something: those of the worst head only where there are several."""
+    return [column for column in columns if heads > 1 or not column.quantity.startswith("worst_")]
+
+
 def _ended(rows: Sequence[Row], how: Callable[[str], bool]) -> list[str]:
     lines = []
     for row in rows:
@@ -75,56 +135,47 @@ def _ended(rows: Sequence[Row], how: Callable[[str], bool]) -> list[str]:
 
 
 def _table(rows: Sequence[Row], k: int) -> Table:
-    indexes = list(dict.fromkeys(row["index"] for row in rows))
-    sweeps = {index: [row for row in rows if row["index"] == index] for index in indexes}
-    points = {index: sweep_points(sweep) for index, sweep in sweeps.items()}
-    heads = len(_heads(rows))
-    columns = [column for column in COLUMNS if heads > 1 or column.quantity != "worst_head_recall"]
-    table = Table(title=f"k={k}, at equal recall@{k}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("recall", "index"):
-        table.add_column(name)
-    for name in (*(column.title for column in columns), "build s", "KNN s", "B/key"):
-        table.add_column(name, justify="right")
+    indexes = by_index(rows)
+    sweeps = {index: sweep_points(sweep) for index, sweep in indexes.items()}
+    heads = len(by_head(rows))
+    columns = shown_columns(COLUMNS, heads)
+    titles = [*(column.title for column in columns), "build s", "KNN s", "B/key"]
+    table = new_table(f"k={k}, at equal recall@{k}", ("recall", "index"), titles, rows)
     for target in TARGETS:
-        matched = [at_recall(index, points[index], target) for index in indexes if index not in FLOORS]
-        matched.sort(key=lambda m: (m.reached == "no", m.values.get("search_p50_us") or 0.0, -m.best_recall))
+        matched = [at_recall(index, sweeps[index], target) for index in indexes if index not in FLOORS]
+        matched.sort(key=lambda m: (m.reached == "no", m.values.get("search_p50_us") or 0.0, -m.nearest))
         for place, one in enumerate(matched):
             label = f"{target:.2f}" if place == 0 else ""
-            sweep = sweeps[one.index]
-            measured = len(_heads(sweep))
-            name = one.index if measured == heads else f"{one.index} ({measured} of {heads} heads)"
-            cells = [*_cells(one, columns), *_build_cells(sweep)]
+            cells = [*_cells(one, columns), *_build_cells(indexes[one.index])]
+            name = shown_name(one.index, indexes[one.index], heads)
             table.add_row(label, name, *cells, end_section=one is matched[-1])
     for floor in FLOORS:
-        if floor in points:
-            point = points[floor][-1]
-            shown = [column.cell(point.values) if column.of_floors else NOTHING for column in columns]
-            table.add_row(_number(point.recall, 2), f"{floor} (floor)", *shown, *[NOTHING] * 3)
+        if floor in sweeps:
+            values = mean_of([sweep[-1] for sweep in sweeps[floor]])
+            shown = [column.cell(values) if column.of_floors else NOTHING for column in columns]
+            name = shown_name(floor, indexes[floor], heads)
+            table.add_row(number(values["recall"], 2), name, *shown, *[NOTHING] * 3)
     return table
 
 
 def _cells(one: Matched, columns: Sequence[Column]) -> list[str]:
     if one.reached == "no":
-        return [f"max {one.best_recall:.3f}", *[NOTHING] * (len(columns) - 1)]
+        return [f"max {one.nearest:.3f}", *[NOTHING] * (len(columns) - 1)]
     return [column.cell(one.values, is_bound=one.reached == "easily") for column in columns]
 
 
 def _build_cells(sweep: Sequence[Row]) -> list[str]:
     """Build time, the neighbours of learn queries apart, and memory: the same for the whole sweep."""
-    knn = _mean(sweep, "knn_s") if sweep[0]["knn_s"] is not None else None
-    size = sum(row["host_bytes"] + row["device_bytes"] for row in sweep) / sum(row["n"] for row in sweep)
-    return [_number(_mean(sweep, "build_s"), 2), _number(knn, 2), _number(size, 0)]
+    firsts = [rows[0] for rows in by_head(sweep).values()]
+    size = sum(row["host_bytes"] + row["device_bytes"] for row in firsts) / sum(row["n"] for row in firsts)
+    return [number(_mean(firsts, "build_s"), 2), number(_mean(firsts, "knn_s"), 2), number(size, 0)]
 
 
-def _heads(rows: Sequence[Row]) -> dict[tuple, Row]:
-    return {(row["document"], row["layer"], row["kv_head"]): row for row in rows}
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values: list[Any] = [row[name] for row in rows if row[name] is not None]
+    return sum(values) / len(values) if len(values) == len(rows) else None
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
-    """Mean over heads of a quantity that is the same in all rows of a head."""
-    values = [row[name] for row in _heads(rows).values()]
-    return sum(values) / len(values)
-
-
-def _number(value: float | None, digits: int, bound: str = "") -> str:
-    return NOTHING if value is None else f"{bound}{value:,.{digits}f}"
+def _span(rates: Sequence[float]) -> str:
+    low, high = f"{rates[0]:.1f}", f"{rates[-1]:.1f}"
+    return low if low == high else f"{low} to {high}"

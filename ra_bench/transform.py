@@ -172,6 +172,11 @@ class Transformed(Index):
         self.inner.observe(self.transform.queries(queries))
 
     @property
+    def is_stateful(self) -> bool:
+        """Whether the inner index is."""
+        return self.inner.is_stateful
+
+    @property
     def nbytes(self) -> Bytes:
         """The inner index's memory and its transformed copy of the keys, unless it holds its own."""
         inner = self.inner.nbytes

@@ -54,6 +54,11 @@ class Wrapper(Index):
         self.inner.observe(queries)
 
     @property
+    def is_stateful(self) -> bool:
+        """Whether the inner index is."""
+        return self.inner.is_stateful
+
+    @property
     def nbytes(self) -> Bytes:
         """The inner index's memory; a subclass adds its own."""
         return self.inner.nbytes

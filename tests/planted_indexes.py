@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ra_bench.index import Found, Index, Work, pad_ids
+from ra_bench.choosing import ChoosingIndex
+from ra_bench.index import Found, Index, Partial, Work, pad_ids
 
 
 @dataclass
@@ -138,3 +139,113 @@ class Garbage(Prefix):
         found = super().search(queries, k, share=share)
         found.ids[-1, -1] = self.wrong
         return found
+
+
+@dataclass
+class Mean(Index):
+    """Selects nothing: its attention is the mean value, for as much mass as all keys of a zero query have."""
+
+    has_search = False
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+
+    def search(self, queries: np.ndarray, k: int | None) -> Found:
+        raise NotImplementedError("Mean has no search")
+
+    def attend(self, queries: np.ndarray, k: int | None, *, part: float = 1.0) -> Partial:
+        m, n = len(queries), len(self.keys)
+        count = max(1, round(part * n))
+        mean = self.values_to_attend[:count].astype(np.float32).mean(axis=0)
+        read = np.full(m, count, np.int64)
+        work = Work(read, 0 * read, read * self.keys[0].nbytes, read)
+        return Partial(np.tile(mean, (m, 1)), np.full(m, np.log(n), np.float32), work)
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        return [{"part": part} for part in (0.1, 1.0)]
+
+
+@dataclass
+class Counting(Prefix):
+    """Finds first the key of the number of tokens that it has observed: state, and nothing else."""
+
+    seen = 0
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+        self.seen = 0
+
+    def search(self, queries: np.ndarray, k: int | None) -> Found:
+        ids = np.tile(self.seen + np.arange(k), (len(queries), 1)) % len(self.keys)
+        return Found(ids.astype(np.int32), Work())
+
+    def observe(self, queries: np.ndarray) -> None:
+        assert len(queries) == self.group * max(1, len(queries) // self.group)
+        self.seen += 1
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        return [{}]
+
+    def save_state(self, folder: Path) -> None:
+        np.save(folder / "seen.npy", self.seen)
+
+    def load_state(self, folder: Path, mmap: bool) -> None:
+        self.seen = int(np.load(folder / "seen.npy"))
+
+
+@dataclass
+class UnsavedCounting(Counting):
+    """The same, but it cannot be saved."""
+
+    def save_state(self, folder: Path) -> None:
+        raise NotImplementedError("not this one")
+
+
+@dataclass
+class Learner(Prefix):
+    """Wants learn queries, and no neighbours of them."""
+
+    learn_queries: int = 64
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+        assert queries.shape[0] == self.learn_queries
+        assert about.query_neighbors is None
+
+
+@dataclass
+class TooSure(Prefix):
+    """Reads all keys at every effort."""
+
+    all: bool = True
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        return super().search(queries, k)
+
+    def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
+        return [{}] if self.all else [{"share": share} for share in (0.5, 1.0, 1.5, 2.0)]
+
+
+@dataclass
+class Chooser(ChoosingIndex):
+    """Chooses the truly best keys, as many as it is given."""
+
+    def build(self, keys, values=None, queries=None, about=None) -> None:
+        super().build(keys, values, queries, about)
+
+    def choose(self, queries: np.ndarray, tokens: int) -> Found:
+        scores = queries @ self.keys.astype(np.float32).T
+        read = np.full(len(queries), len(self.keys), np.int64)
+        ids = np.argsort(-scores, axis=1)[:, :tokens].astype(np.int32)
+        return Found(ids, Work(read, read, read * self.keys[0].nbytes))
+
+
+@dataclass
+class Slow(Prefix):
+    """Sleeps in each call."""
+
+    grows: bool = False
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        time.sleep(0.004 if not self.grows else 0.001 if share == 0.25 else 0.02)
+        return super().search(queries, k, share=share)

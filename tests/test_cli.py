@@ -35,6 +35,10 @@ def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedPr
             "--k must be numbers and ranges such as 0,8",
         ),
         (["compare", "--indexes", "flat", "--layers", "1-x"], "--layers must be numbers"),
+        (
+            ["compare", "--indexes", "flat", "--tables", "speed"],
+            "--tables must be of recall,bytes,time, got 'speed'",
+        ),
         (["check", "nothing"], "unknown index 'nothing'"),
         (["conpare"], "No such command 'conpare'"),
     ],
@@ -49,6 +53,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, message) -> Non
 
 
 def test_compare_prints_rows_as_json_lines_on_stdout_and_progress_on_stderr(dump, tmp_path) -> None:
+    """And prints the tables that are asked for, from the rows that are there."""
     arguments = ["compare", "--indexes", "flat", "--data", dump, "--k", "10", "--out", tmp_path / "out"]
 
     done = ra_bench(*arguments, "--json")
@@ -57,9 +62,10 @@ def test_compare_prints_rows_as_json_lines_on_stdout_and_progress_on_stderr(dump
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["index"] for row in rows} == {"flat", "window", "random"}
     assert "3 units" in done.stderr
-    again = ra_bench(*arguments)
+    again = ra_bench(*arguments, "--tables", "recall,bytes,time")
     assert "3 of them measured before" in again.stderr
-    assert "k=10, at equal recall@10" in again.stdout
+    for title in ("k=10, at equal recall@10", "at equal bytes read a query", "at equal time of attend"):
+        assert title in again.stdout
     assert f"{len(rows)} rows in" in again.stdout
 
 

@@ -88,7 +88,10 @@ def test_what_decode_recorded_gives_the_same_in_compare(tiny, spec, tmp_path):
 def built_from(bundles, spec):
     """The indexes of a layer, on what `compare` prepared: some methods share a basis between its heads."""
     indexes = [create(spec) for _ in bundles]
-    learn, about = zip(*(bundle.learn_inputs(indexes[0].learn_queries) for bundle in bundles), strict=True)
+    learn, about = zip(
+        *(bundle.learn_inputs(indexes[0].learn_queries, indexes[0].learn_neighbors) for bundle in bundles),
+        strict=True,
+    )
     type(indexes[0]).build_layer(
         indexes,
         [np.array(bundle.keys) for bundle in bundles],

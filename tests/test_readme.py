@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from ra_bench.cli import app
 from ra_bench.conformance import check
+from ra_bench.listing import markdown
 from ra_bench.registry import info, names
 
 ROOT = Path(__file__).parent.parent
@@ -45,19 +46,10 @@ def test_nothing_was_left_to_fill_in() -> None:
     assert not re.findall(r"^[A-Z_]{4,}$", README, re.MULTILINE)
 
 
-def method_table() -> str:
-    lines = ["| name | idea | query-aware | insert | paper |", "|---|---|---|---|---|"]
-    for name in names():
-        one = info(name)
-        flags = ["yes" if flag else "" for flag in (one.query_aware, one.insert)]
-        lines.append(f"| `{name}` | {one.idea} | {flags[0]} | {flags[1]} | {one.paper} |")
-    return "\n".join(lines)
+def test_the_method_table_is_what_the_command_prints() -> None:
+    table = markdown([info(name) for name in names()])
 
-
-def test_the_method_table_is_that_of_the_registry() -> None:
-    table = method_table()
-
-    assert table in README, f"README.md must hold this table:\n{table}"
+    assert table in README, f"`ra-bench list --markdown` prints what README.md must hold:\n{table}"
 
 
 def test_the_example_index_passes_the_contract(tmp_path) -> None:

@@ -275,3 +275,17 @@ def test_class_method_load_refuses_another_class(tmp_path):
     assert isinstance(registry.load(tmp_path), Index)
     with pytest.raises(ValueError, match="holds a Flat index, not Window"):
         registry.index_class("window").load(tmp_path)
+
+
+def test_a_method_without_search_takes_no_transform() -> None:
+    with pytest.raises(UsageError, match="'eigen' has no search, and takes no transform, got '@lift'"):
+        parse("eigen@lift")
+
+
+def test_all_leaves_out_what_cannot_run_here_with_the_reason(monkeypatch) -> None:
+    monkeypatch.setattr(registry.index_class("hnsw"), "requires", ("absent_module",))
+
+    assert "hnsw" not in registry.split("all")
+    assert "flat" in registry.split("all")
+    assert "hnsw: not installed: absent_module" in registry.left_out("all, ra")
+    assert registry.left_out("ra,ivf") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ra_bench import truth
 
@@ -54,3 +55,11 @@ def test_no_keys_and_no_queries_give_nothing():
         == -1
     ).all()
     assert truth.exact_topk(np.ones((0, 3), np.float32), np.ones((5, 3), np.float32), 2)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_groups_of_neighbours_and_groups_apart_find_the_same(apart):
+    scores = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 5017)).astype(np.float32))
+    values, columns = truth._topk_of_rows(scores, 30, apart)
+    torch.testing.assert_close(values, torch.topk(scores, 30).values)
+    torch.testing.assert_close(torch.gather(scores, 1, columns), values)

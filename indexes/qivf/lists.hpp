@@ -23,7 +23,7 @@ struct Segment {
   size_t count = 0;
 };
 
-// Keys of one list that were inserted after the build.
+// Keys that were inserted after the build.
 struct Grown {
   std::vector<uint8_t> codes;
   std::vector<float> steps;
@@ -33,7 +33,8 @@ struct Grown {
 inline size_t slices_of(size_t d) { return (d + 7) / 8; }
 inline size_t blocks_of(size_t keys) { return (keys + kBlockKeys - 1) / kBlockKeys; }
 
-// The lists: the built part in three arrays, list after list in whole blocks; the inserted part list by list.
+// The lists: the built ones in three arrays, list after list in whole blocks; after them those of inserted
+// keys, which hold them as `grown`.
 struct Lists {
   size_t n = 0, d = 0;
   std::vector<int32_t> counts;       // (nlist): built keys
@@ -45,6 +46,12 @@ struct Lists {
   std::vector<float> owned_steps;
   std::vector<int32_t> owned_ids;
   std::vector<Grown> grown;          // (nlist)
+
+  void add_empty() {
+    counts.push_back(0);
+    first_block.push_back(0);
+    grown.emplace_back();
+  }
 
   size_t nlist() const { return counts.size(); }
   size_t block_bytes() const { return slices_of(d) * kSliceBytes; }

@@ -15,6 +15,8 @@
 namespace ra_bench {
 namespace {
 
+constexpr size_t kLaterListKeys = 256;
+
 // An index as Python holds it; immutable but for insert(). Trap: nanobind tells types apart by name across
 // modules, even in anonymous namespaces, so the name must be used by no other module.
 struct RoutedLists {
@@ -38,12 +40,15 @@ std::vector<float> panels_of(size_t rows, size_t d, const Number& number) {
   return panels;
 }
 
-// Takes what routing needs: centroids and weights (nlist, d), bias (1, nlist), rotation (d, d).
+// Takes what routing needs: centroids (nlist, d), of the routed lists weights (any, d) and bias (1, any), and
+// rotation (d, d).
 void set_router(const Array& centroids, const Array& weights, const Array& bias, const Array& rotation,
                 Routed& routed) {
-  const size_t nlist = routed.lists.nlist(), d = routed.lists.d;
-  const float* c = floats("centroids", centroids, nlist, d);
-  routed.centroids.assign(c, c + nlist * d);
+  const size_t all = routed.lists.nlist(), d = routed.lists.d;
+  const float* c = floats("centroids", centroids, all, d);
+  routed.centroids.assign(c, c + all * d);
+  if (weights.ndim() != 2 || weights.shape(0) > all) refuse("weights must have no more rows than centroids");
+  const size_t nlist = routed.num_routed = weights.shape(0);
   const float* w = floats("weights", weights, nlist, d);
   const float* b = floats("bias", bias, 1, nlist);
   const float* r = floats("rotation", rotation, d, d);
@@ -161,6 +166,24 @@ RoutedLists* restore(const Array& codes, const Array& steps, const Array& ids, c
   return built.release();  // Python owns it
 }
 
+// The list that the next inserted keys join: the last, or a new one around the mean of keys [first, end).
+size_t list_for(Routed& routed, const Rows& keys, size_t first, size_t end) {
+  Lists& lists = routed.lists;
+  const bool open = lists.nlist() > routed.num_routed && lists.size(lists.nlist() - 1) < kLaterListKeys;
+  if (open) return lists.nlist() - 1;
+  lists.add_empty();
+  const size_t d = lists.d;
+  std::vector<float> key(d), mean(d, 0.0f);
+  for (size_t id = first; id < end; ++id) {
+    kernels().widen_row(keys, id, key.data());
+    for (size_t j = 0; j < d; ++j) mean[j] += key[j] / static_cast<float>(end - first);
+  }
+  routed.centroids.insert(routed.centroids.end(), mean.begin(), mean.end());
+  return lists.nlist() - 1;
+}
+
+// Later keys are what the next queries want most, and neither the clusters nor the router have seen their like:
+// they go to lists of their own, in their order, which every search reads.
 void insert(RoutedLists& built, const Array& keys) {
   const Rows rows = rows_of("keys", keys);
   Routed& routed = built.routed;
@@ -168,21 +191,10 @@ void insert(RoutedLists& built, const Array& keys) {
   if (rows.n < lists.n || rows.d != lists.d) refuse("keys must hold the old keys and the new ones");
   nb::gil_scoped_release release;
   const Kernels& table = kernels();
-  const size_t d = lists.d, nlist = lists.nlist();
-  std::vector<int32_t> every(nlist);
-  std::vector<float> half(nlist), scores(nlist), key(d), turned;
-  const Rows centroids{routed.centroids.data(), kFloat32, nlist, d};
-  for (size_t l = 0; l < nlist; ++l) {
-    every[l] = static_cast<int32_t>(l);
-    const float* c = routed.centroids.data() + l * d;
-    for (size_t j = 0; j < d; ++j) half[l] += 0.5f * c[j] * c[j];
-  }
-  std::vector<uint8_t> code(d);
+  std::vector<float> key(lists.d), turned;
+  std::vector<uint8_t> code(lists.d);
   for (size_t id = lists.n; id < rows.n; ++id) {
-    table.widen_row(rows, id, key.data());
-    table.dot(key.data(), centroids, every.data(), nlist, scores.data());
-    for (size_t l = 0; l < nlist; ++l) scores[l] -= half[l];  // largest where the distance is least
-    const size_t list = static_cast<size_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+    const size_t list = list_for(routed, rows, id, std::min(rows.n, id + kLaterListKeys));
     Grown& grown = lists.grown[list];
     const float step = encode_key(table, routed, rows, id, list, key, turned, code.data());
     const size_t place = grown.ids.size() % kBlockKeys;
@@ -191,12 +203,11 @@ void insert(RoutedLists& built, const Array& keys) {
       grown.steps.resize(grown.steps.size() + kBlockKeys, 0.0f);
       grown.ids.reserve(grown.ids.size() + kBlockKeys);  // a vector load may read past the last
     }
-    store_code(code.data(), d, place, grown.codes.data() + grown.ids.size() / kBlockKeys * lists.block_bytes());
+    store_code(code.data(), lists.d, place, grown.codes.data() + grown.ids.size() / kBlockKeys * lists.block_bytes());
     grown.steps[grown.ids.size()] = step;
     grown.ids.push_back(static_cast<int32_t>(id));
   }
   lists.n = rows.n;
-  routed.measure_lists();
 }
 
 nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queries, size_t group, size_t k, float share,
@@ -235,7 +246,7 @@ nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queri
   return nb::make_tuple(ids_array, keys_array, exact_array, bytes_array);
 }
 
-// The lists as one set of arrays, inserted keys after built ones: codes, steps, ids, counts.
+// The lists as one set of arrays, those of inserted keys too: codes, steps, ids, counts, centroids.
 nb::tuple flattened(const RoutedLists& built) {
   const Lists& lists = built.routed.lists;
   Lists flat;
@@ -267,7 +278,10 @@ nb::tuple flattened(const RoutedLists& built) {
   std::copy(flat.owned_steps.begin(), flat.owned_steps.end(), steps);
   std::copy(flat.owned_ids.begin(), flat.owned_ids.end(), ids);
   std::copy(sizes.begin(), sizes.end(), counts);
-  return nb::make_tuple(codes_array, steps_array, ids_array, counts_array);
+  float* centroids;
+  auto centroids_array = new_array<float>(centroids, lists.nlist(), lists.d);
+  std::copy(built.routed.centroids.begin(), built.routed.centroids.end(), centroids);
+  return nb::make_tuple(codes_array, steps_array, ids_array, counts_array, centroids_array);
 }
 
 size_t nbytes(const RoutedLists& built) {
@@ -290,7 +304,8 @@ NB_MODULE(_qivf, m) {
   nb::class_<RoutedLists>(m, "Lists", "Lists over n keys. Keys are not kept: pass them to each call.")
       .def_prop_ro("nbytes", &nbytes)
       .def("flattened", &flattened,
-           "codes (blocks, bytes) uint8, steps and ids (blocks, 16), counts (nlist, 1): what restore() takes.")
+           "codes (blocks, bytes) uint8, steps and ids (blocks, 16), counts (nlist, 1), centroids (nlist, d): what\n"
+           "restore() takes.")
       .def("insert", &insert, "keys"_a, "Adds the keys that follow those of the lists in `keys` (n, d).");
   m.def("build", &build, "keys"_a, "assigned"_a, "centroids"_a, "weights"_a, "bias"_a, "rotation"_a, "threads"_a,
         "Encodes keys (n, d) into the lists that assigned (n, 1) int32 names.");

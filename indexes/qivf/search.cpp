@@ -139,7 +139,7 @@ void finish(const ScanKernels& scan, const Kernels& kernels, const Rows& rows, c
 
 void Routed::measure_lists() {
   log_sizes.assign(bias.size(), 0.0f);
-  for (size_t l = 0; l < lists.nlist(); ++l)
+  for (size_t l = 0; l < num_routed; ++l)
     log_sizes[l] = lists.size(l) ? std::log(static_cast<float>(lists.size(l))) : -kNothing;
 }
 
@@ -175,6 +175,10 @@ void search_together(const Routed& index, const Rows& rows, const float* queries
   scan.panel_scores(index.panels.data(), index.bias.data(), index.num_panels(), d, query_rows, count, logits);
   for (size_t g = 0; g < count; ++g) choose_lists(index, scan, table, g, settings.share, logits[g], space);
   sort_wanted(space);
+  for (size_t l = index.num_routed; l < nlist; ++l) {
+    space.asking[l] = static_cast<uint8_t>((1u << count) - 1);
+    space.sorted.push_back(static_cast<int32_t>(l));
+  }
 
   size_t longest = 0;
   for (int32_t l : space.sorted) longest = std::max(longest, index.lists.size(static_cast<size_t>(l)));

@@ -16,6 +16,7 @@ struct Routed {
   std::vector<float> rotation;   // (d, d): x R is what codes stand for
   std::vector<float> turner;     // the same as panels of 16 columns, for queries
   std::vector<float> centroids;  // (nlist, d)
+  size_t num_routed = 0;         // lists that the router knows; those after them, of later keys, are always read
   std::vector<float> panels;     // (panels, d, 16): the router's weights, 16 lists side by side
   std::vector<float> bias;       // (panels * 16); -inf where there is no list
   std::vector<float> log_sizes;  // (panels * 16); infinite for an empty list

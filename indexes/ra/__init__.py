@@ -14,8 +14,9 @@ What differs from them:
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
   four keys at a time, RoarGraph's one.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
-- Inserted keys (neither paper says how): a sample of the learn queries is kept, searches the graph again, and
-  projects its neighbours onto the new keys among them; a search for each new key finds its other links.
+- Inserted keys (neither paper says how): a sample of the learn queries is kept with their exact neighbours,
+  which are brought up to date and projected onto the new keys among them; a search for each new key finds its
+  other links.
 - Without learn queries, a sample of the keys stands in for them.
 
 Cost: build O(m n) for the exact neighbours of m learn queries, where the harness has not computed them, and
@@ -37,7 +38,9 @@ from ra_bench.index import Bytes, Found, Index, Partial, Work, gathered_work, la
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
-PARTS = ("kept", "centroids", "seeds", "sample")  # of a graph, beside its links; one .npy file each
+# Of a graph, beside its links; one .npy file each.
+PARTS = ("kept", "centroids", "seeds", "sample", "sample_ids", "sample_scores")
+KEYS_PER_KEPT_QUERY = 16  # at least: kept queries must not weigh more than the links
 LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
 
@@ -47,8 +50,8 @@ class Ra(Index):
 
     A key has up to `degree` links, up to `query_degree` of them from learn queries, chosen from `candidates`
     keys; `beam` is the pool of the search that finds the others (0: no such search). A search starts from
-    `seeds` keys of the nearest of `centroids` groups of learn queries. `kept_queries` of those stay, to link
-    the keys that are inserted later.
+    `seeds` keys of the nearest of `centroids` groups of learn queries. Up to `kept_queries` of those stay
+    (one for 16 keys at most), to link the keys that are inserted later.
     """
 
     kind: ClassVar[str] = "search"
@@ -67,7 +70,7 @@ class Ra(Index):
     beam: int = 64  # RoarGraph's L of construction
     centroids: int = 64
     seeds: int = 32
-    kept_queries: int = 1024
+    kept_queries: int = 4096
     per_query_head: bool = False
 
     def __post_init__(self) -> None:
@@ -221,7 +224,7 @@ class Ra(Index):
             beam=self.beam,
             num_centroids=self.centroids,
             seeds_each=self.seeds,
-            kept_queries=self.kept_queries,
+            kept_queries=min(self.kept_queries, len(self.keys) // KEYS_PER_KEPT_QUERY),
             seed=self.seed,
             threads=self.threads,
         )

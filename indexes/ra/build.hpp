@@ -42,6 +42,11 @@ void grow(Graph& graph, size_t n);
 // Links every key that the entry does not reach. Returns how many there were.
 size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, Graph& graph);
 
+// The same for the keys [from, graph.n) alone, as if the entry still reached all others. Cost does not grow with n,
+// but for a byte a key.
+void connect_new(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
+                 Graph& graph);
+
 // Which keys the entry reaches.
 std::vector<char> reached(const Graph& graph);
 

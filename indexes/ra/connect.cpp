@@ -20,6 +20,15 @@ void reach_from(const Graph& graph, int32_t start, std::vector<char>& seen) {
   }
 }
 
+bool links_to(const Graph& graph, size_t from, int32_t key) {
+  const int32_t* row = graph.row(from);
+  return std::find(row, row + graph.count(from), key) != row + graph.count(from);
+}
+
+// Links the keys [from, graph.n) that are not `seen`. Returns how many there were.
+size_t link_lost(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
+                 std::vector<char>& seen, Graph& graph);
+
 }  // namespace
 
 std::vector<char> reached(const Graph& graph) {
@@ -31,11 +40,34 @@ std::vector<char> reached(const Graph& graph) {
 size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
                Graph& graph) {
   std::vector<char> seen = reached(graph);
+  graph.unwalked = 0;
+  return link_lost(kernels, geometry, settings, 0, seen, graph);
+}
+
+void connect_new(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
+                 Graph& graph) {
+  std::vector<char> seen(graph.n, 1);
+  std::fill(seen.begin() + static_cast<std::ptrdiff_t>(from), seen.end(), 0);
+  for (size_t x = from; x < graph.n; ++x) {
+    const int32_t* row = graph.row(x);
+    for (size_t j = 0; j < graph.count(x) && !seen[x]; ++j) {
+      const size_t other = static_cast<size_t>(row[j]);  // links mostly go both ways
+      if (other < from && links_to(graph, other, static_cast<int32_t>(x)))
+        reach_from(graph, static_cast<int32_t>(x), seen);
+    }
+  }
+  link_lost(kernels, geometry, settings, from, seen, graph);
+}
+
+namespace {
+
+size_t link_lost(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
+                 std::vector<char>& seen, Graph& graph) {
   Beam beam;
   std::vector<float> vector(geometry.keys.d);
   size_t lost = 0;
   const size_t width = std::max<size_t>(settings.beam, 16);
-  for (size_t x = 0; x < graph.n; ++x) {
+  for (size_t x = from; x < graph.n; ++x) {
     if (seen[x]) continue;
     ++lost;
     const int32_t key = static_cast<int32_t>(x);
@@ -61,4 +93,5 @@ size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSett
   return lost;
 }
 
+}  // namespace
 }  // namespace ra_bench

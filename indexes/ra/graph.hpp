@@ -11,6 +11,14 @@
 
 namespace ra_bench {
 
+// Learn queries that stay after the build, each with its nearest of all keys so far: what links later keys.
+struct KeptQueries {
+  size_t count = 0, width = 0;
+  std::vector<float> vectors;  // (count, dim)
+  std::vector<int32_t> ids;    // (count, width), best first, -1 padded
+  std::vector<float> scores;   // (count, width)
+};
+
 // A directed graph over n keys: row x of `links` (n, degree) holds the keys that x points to, -1 after the
 // last. The first `kept[x]` of them come from queries and are never pruned away by later insertions.
 struct Graph {
@@ -25,7 +33,8 @@ struct Graph {
   std::vector<int32_t> seeds;           // (C, S): where a search for a query near that mean starts; -1 padded
   std::vector<int32_t> every_centroid;  // 0, 1, ... C - 1
   size_t num_centroids = 0, seeds_each = 0;
-  std::vector<float> sample;  // (any, dim): learn queries, kept to find the links of keys inserted later
+  KeptQueries sample;
+  size_t unwalked = 0;  // keys inserted since it was last made sure that every key is reached
 
   const int32_t* row(size_t x) const { return links + x * degree; }
   int32_t* mutable_row(size_t x) { return owned.data() + x * degree; }

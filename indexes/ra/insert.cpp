@@ -8,35 +8,52 @@
 namespace ra_bench {
 namespace {
 
-constexpr size_t kWidth = 100;  // neighbours of each kept query
-constexpr size_t kPerKey = 4;  // kept queries asked for each inserted key: a small block must not pay for all
+// A walk over the whole graph for keys that lost their last link waits until this share of the keys is new.
+constexpr size_t kWalkEvery = 32;
 
-struct Scratch {
-  Beam beam;
-  std::vector<int32_t> starts;
-  std::vector<float> scores;
-  std::vector<Candidate> candidates;
-};
+// Puts those of the keys `fresh` that belong among a kept query's nearest in their places in `ids` and `scores`
+// (width), best first. Whether there were any.
+bool update_nearest(const Kernels& kernels, const Rows& keys, const float* query,
+                    const std::vector<int32_t>& fresh, size_t width, std::vector<float>& fresh_scores,
+                    int32_t* ids, float* scores) {
+  fresh_scores.resize(fresh.size());
+  kernels.dot(query, keys, fresh.data(), fresh.size(), fresh_scores.data());
+  bool changed = false;
+  for (size_t i = 0; i < fresh.size(); ++i) {
+    const float score = fresh_scores[i];
+    const auto before = [&](size_t j) { return ids[j] >= 0 && !(scores[j] < score); };
+    if (before(width - 1)) continue;
+    size_t place = width - 1;
+    for (; place > 0 && !before(place - 1); --place) {
+      ids[place] = ids[place - 1];
+      scores[place] = scores[place - 1];
+    }
+    ids[place] = fresh[i];
+    scores[place] = score;
+    changed = true;
+  }
+  return changed;
+}
 
-// The neighbours of one query among the old keys, as the graph finds them, and the new keys `fresh`: into
-// `out` (kWidth,), -1 padded. All -1 where no new key is among them, since then nothing new is learnt.
-void neighbors_of(const Kernels& kernels, const Rows& keys, const Graph& graph, const float* query,
-                  const std::vector<int32_t>& fresh, Scratch& scratch, int32_t* out) {
-  find_starts(kernels, graph, query, scratch.beam, scratch.starts);
-  search_graph(kernels, {keys, nullptr}, graph, {query, 0.0f}, scratch.starts.data(), scratch.starts.size(),
-               std::min(kWidth, graph.n), kWidth, false, scratch.beam);
-  scratch.candidates.clear();
-  for (size_t i = 0; i < scratch.beam.size; ++i)
-    scratch.candidates.push_back({scratch.beam.score(i), scratch.beam.id(i)});
-  scratch.scores.resize(fresh.size());
-  kernels.dot(query, keys, fresh.data(), fresh.size(), scratch.scores.data());
-  for (size_t i = 0; i < fresh.size(); ++i) scratch.candidates.push_back({scratch.scores[i], fresh[i]});
-  std::sort(scratch.candidates.begin(), scratch.candidates.end());
-  const size_t width = std::min(kWidth, scratch.candidates.size());
-  std::fill(out, out + kWidth, -1);
-  const auto is_new = [&](const Candidate& c) { return c.id >= static_cast<int32_t>(graph.n); };
-  if (std::none_of(scratch.candidates.begin(), scratch.candidates.begin() + width, is_new)) return;
-  for (size_t i = 0; i < width; ++i) out[i] = scratch.candidates[i].id;
+// Brings the nearest keys of all kept queries up to date; returns the lists that changed, one after the other.
+std::vector<int32_t> update_sample(const Kernels& kernels, const Rows& keys, const std::vector<int32_t>& fresh,
+                                   int threads, KeptQueries& sample) {
+  std::vector<char> changed(sample.count, 0);
+  std::vector<std::vector<float>> scratch(static_cast<size_t>(threads));
+  parallel_for(
+      threads, static_cast<int64_t>(sample.count), 64, [&](int64_t first, int64_t last, int worker) {
+        for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i)
+          changed[i] = update_nearest(kernels, keys, sample.vectors.data() + i * keys.d, fresh, sample.width,
+                                      scratch[static_cast<size_t>(worker)],
+                                      sample.ids.data() + i * sample.width,
+                                      sample.scores.data() + i * sample.width);
+      });
+  std::vector<int32_t> lists;
+  for (size_t i = 0; i < sample.count; ++i) {
+    const int32_t* row = sample.ids.data() + i * sample.width;
+    if (changed[i]) lists.insert(lists.end(), row, row + sample.width);
+  }
+  return lists;
 }
 
 }  // namespace
@@ -50,27 +67,22 @@ void grow(Graph& graph, size_t n) {
 
 void insert_keys(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
                  Graph& graph) {
-  const size_t from = graph.n, added = geometry.keys.n - from;
-  const size_t kept = graph.dim ? graph.sample.size() / graph.dim : 0;
-  const size_t asked = std::min(kept, kPerKey * added);
+  const size_t from = graph.n, added = geometry.keys.n - from, width = graph.sample.width;
   std::vector<int32_t> fresh(added);
   std::iota(fresh.begin(), fresh.end(), static_cast<int32_t>(from));
-  std::vector<int32_t> ids(asked * kWidth);
-  std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
-  parallel_for(
-      settings.threads, static_cast<int64_t>(asked), 4, [&](int64_t first, int64_t last, int worker) {
-        for (int64_t i = first; i < last; ++i) {
-          const float* query = graph.sample.data() + static_cast<size_t>(i) * kept / asked * graph.dim;
-          neighbors_of(kernels, geometry.keys, graph, query, fresh, scratch[static_cast<size_t>(worker)],
-                       ids.data() + static_cast<size_t>(i) * kWidth);
-        }
-      });
+  const std::vector<int32_t> lists =
+      width ? update_sample(kernels, geometry.keys, fresh, settings.threads, graph.sample)
+            : std::vector<int32_t>{};
   grow(graph, geometry.keys.n);
   BuildSettings all = settings;
-  all.pivots = kWidth;  // a sample is thin: any rank counts
-  project(kernels, geometry, {ids.data(), asked, kWidth}, from, all, graph);
+  all.pivots = width;  // a sample is thin: any rank counts
+  project(kernels, geometry, {lists.data(), width ? lists.size() / width : 0, width}, from, all, graph);
   enhance(kernels, geometry, from, all, graph);
-  connect(kernels, geometry, all, graph);
+  graph.unwalked += added;
+  if (graph.unwalked * kWalkEvery >= graph.n)
+    connect(kernels, geometry, all, graph);
+  else
+    connect_new(kernels, geometry, all, from, graph);
 }
 
 }  // namespace ra_bench

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -72,12 +73,21 @@ void check_ids(const char* name, const int32_t* ids, size_t count, size_t n) {
              ", got " + std::to_string(ids[i]));
 }
 
-// Every so-manieth learn query.
-void keep_sample(const Matrix<float>& learn, size_t count, Graph& graph) {
-  const size_t kept = std::min(count, learn.m);
-  for (size_t i = 0; i < kept; ++i) {
-    const float* query = learn.row(i * learn.m / kept);
-    graph.sample.insert(graph.sample.end(), query, query + learn.columns);
+constexpr size_t kKeptWidth = 100;  // nearest keys of each kept query
+
+// Every so-manieth learn query, with its nearest keys.
+void keep_sample(const Kernels& table, const Rows& keys, const Matrix<float>& learn, const Neighbors& near,
+                 size_t count, KeptQueries& sample) {
+  sample.count = std::min(count, learn.m);
+  sample.width = std::min(kKeptWidth, near.width);
+  sample.scores.assign(sample.count * sample.width, -std::numeric_limits<float>::infinity());
+  for (size_t i = 0; i < sample.count; ++i) {
+    const size_t q = i * learn.m / sample.count;
+    const int32_t* ids = near.row(q);
+    sample.vectors.insert(sample.vectors.end(), learn.row(q), learn.row(q) + learn.columns);
+    sample.ids.insert(sample.ids.end(), ids, ids + sample.width);
+    const size_t real = static_cast<size_t>(std::find(ids, ids + sample.width, -1) - ids);
+    table.dot(learn.row(q), keys, ids, real, sample.scores.data() + i * sample.width);
   }
 }
 
@@ -105,7 +115,7 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, fl
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
   project(table, geometry, lists_of_queries, 0, built->settings, built->graph);
-  keep_sample(learn, kept_queries, built->graph);
+  keep_sample(table, rows, learn, lists_of_queries, kept_queries, built->graph.sample);
   if (beam) enhance(table, geometry, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
   built->extra = {};
@@ -229,7 +239,7 @@ nb::ndarray<nb::numpy, T> copied(const T* from, size_t rows, size_t columns) {
 }
 
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
-               const Array& sample, int64_t entry, float radius, size_t query_degree, size_t lists,
+               const Array& sample, const Array& sample_ids, const Array& sample_scores, int64_t entry, float radius, size_t query_degree, size_t lists,
                size_t candidates, size_t beam) {
   auto built = std::make_unique<Built>();
   Graph& graph = built->graph;
@@ -262,7 +272,16 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
   std::iota(graph.every_centroid.begin(), graph.every_centroid.end(), 0);
   const Matrix<float> sample_rows("sample", sample);
   if (sample_rows.columns != graph.dim) refuse("sample must be as wide as centroids");
-  graph.sample.assign(sample_rows.data, sample_rows.data + sample_rows.m * sample_rows.columns);
+  const Matrix<int32_t> near_rows("sample_ids", sample_ids);
+  const Matrix<float> score_rows("sample_scores", sample_scores);
+  if (near_rows.m != sample_rows.m || score_rows.m != near_rows.m || score_rows.columns != near_rows.columns)
+    refuse("sample_ids and sample_scores must have a row for each row of sample, and be of one width");
+  check_ids("sample_ids", near_rows.data, near_rows.m * near_rows.columns, graph.n);
+  graph.sample.count = sample_rows.m;
+  graph.sample.width = near_rows.columns;
+  graph.sample.vectors.assign(sample_rows.data, sample_rows.data + sample_rows.m * sample_rows.columns);
+  graph.sample.ids.assign(near_rows.data, near_rows.data + near_rows.m * near_rows.columns);
+  graph.sample.scores.assign(score_rows.data, score_rows.data + score_rows.m * score_rows.columns);
   for (size_t c = 0; c < graph.num_centroids; ++c) {  // a search must not meet a key twice among its starts
     std::vector<int32_t> row(seed_rows.row(c), seed_rows.row(c) + graph.seeds_each);
     row.erase(std::remove(row.begin(), row.end(), -1), row.end());
@@ -328,7 +347,19 @@ NB_MODULE(_ra, m) {
       .def_prop_ro(
           "sample",
           [](const Built& b) {
-            return copied(b.graph.sample.data(), b.graph.sample.size() / b.graph.dim, b.graph.dim);
+            return copied(b.graph.sample.vectors.data(), b.graph.sample.count, b.graph.dim);
+          },
+          nb::rv_policy::automatic, "(kept queries, d) float32.")
+      .def_prop_ro(
+          "sample_ids",
+          [](const Built& b) {
+            return copied(b.graph.sample.ids.data(), b.graph.sample.count, b.graph.sample.width);
+          },
+          nb::rv_policy::automatic, "(kept queries, width) int32: their nearest keys, -1 padded.")
+      .def_prop_ro(
+          "sample_scores",
+          [](const Built& b) {
+            return copied(b.graph.sample.scores.data(), b.graph.sample.count, b.graph.sample.width);
           },
           nb::rv_policy::automatic)
       .def_prop_ro("entry", [](const Built& b) { return b.graph.entry; })
@@ -336,7 +367,8 @@ NB_MODULE(_ra, m) {
       .def_prop_ro("nbytes",
                    [](const Built& b) {
                      return b.graph.n * b.graph.degree * 4 + b.graph.kept.size() * 2 +
-                            (b.graph.centroids.size() + b.graph.seeds.size() + b.graph.sample.size() +
+                            (b.graph.centroids.size() + b.graph.seeds.size() +
+                             b.graph.sample.vectors.size() + 2 * b.graph.sample.ids.size() +
                              b.extra.size()) *
                                 4;
                    })
@@ -356,7 +388,8 @@ NB_MODULE(_ra, m) {
         "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
         "kept_queries"_a, "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32.");
-  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, nb::kw_only(),
+  m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, "sample_ids"_a,
+        "sample_scores"_a, nb::kw_only(),
         "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
         "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,

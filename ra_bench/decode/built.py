@@ -37,9 +37,8 @@ class Built:
         self.build_s = 0.0
         wish = create(self.spec)
         for layer in self.layers:
-            keys, values, queries, abouts = prefilled.index_inputs(
-                layer, wish.learn_queries, learn_sizes.get(wish.learn_queries, 0)
-            )
+            most = learn_sizes.get(wish.learn_queries, 0) if wish.learn_neighbors else 0
+            keys, values, queries, abouts = prefilled.index_inputs(layer, wish.learn_queries, most)
             each = max(1, self.threads // len(keys))
             indexes = [create(self.spec, each, self.seed) for _ in keys]
             indexes[0].warm_up(keys[0].shape[1])
@@ -48,7 +47,7 @@ class Built:
             self.build_s += time.perf_counter() - started_s
             self.learn_queries = 0 if queries is None else len(queries[0])
             self.indexes[layer] = indexes
-        self.knn_s = prefilled.knn_s(wish.learn_queries) if wish.learn_queries else 0.0
+        self.knn_s = prefilled.knn_s(wish.learn_queries) if wish.learn_neighbors else 0.0
 
     @property
     def can_insert(self) -> bool:
@@ -103,7 +102,10 @@ class Built:
         tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
         efforts = tries[0][0].effort_sweep(self.tokens, k)
         for effort in efforts:
-            works = [index.search(queries, k, **effort).work.keys_read for index, queries in tries]
+            answers = [
+                (index.search if index.has_search else index.attend, queries) for index, queries in tries
+            ]
+            works = [answer(queries, k, **effort).work.keys_read for answer, queries in answers]
             if any(work is None for work in works):
                 return {}
             if np.mean([np.mean(work) for work in works if work is not None]) >= least_share * self.tokens:

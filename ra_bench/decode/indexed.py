@@ -68,7 +68,7 @@ class IndexedLayer(DecodeLayer):
         output, lse = self._parts(self._found)
         self._partial = Partial(output.numpy(), lse.numpy(), Work())
         self._sent = torch.cuda.Event() if pinned else None
-        self._stateful = type(self.indexes[0]).observe is not Index.observe
+        self._stateful = self.indexes[0].is_stateful
 
     @property
     def last_queries(self) -> np.ndarray:

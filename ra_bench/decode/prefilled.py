@@ -79,7 +79,7 @@ class Prefilled:
         """Keys, values, learn queries and heads of the layer's indexes, a KV head each.
 
         The same as `compare` hands them: the indexed set, and of the whole prefill `wanted` query rows,
-        evenly spaced, with their exact `neighbors` inside the index.
+        evenly spaced, with their exact `neighbors` inside the index, if they are wanted.
         """
         rows = self.layers[layer]
         assert rows.stored_keys is not None
@@ -100,7 +100,9 @@ class Prefilled:
                 about,
                 query_positions=np.repeat(tokens, group).astype(np.int32),
                 query_heads=np.tile(np.arange(head * group, (head + 1) * group, dtype=np.int16), len(tokens)),
-                query_neighbors=self._nearest(layer, head, wanted, neighbors, rows_of_head, keys[head]),
+                query_neighbors=self._nearest(layer, head, wanted, neighbors, rows_of_head, keys[head])
+                if neighbors
+                else None,
             )
             queries.append(rows_of_head)
         return keys, values, queries, abouts
@@ -125,7 +127,7 @@ class Prefilled:
         place = (layer, head, wanted)
         if place not in self._neighbors:
             started_s = time.perf_counter()
-            self._neighbors[place] = exact_topk(queries, keys, max(1, neighbors))[0]
+            self._neighbors[place] = exact_topk(queries, keys, neighbors)[0]
             spent_s = time.perf_counter() - started_s
             self._knn_s[layer, wanted] = self._knn_s.get((layer, wanted), 0.0) + spent_s
         return self._neighbors[place]
