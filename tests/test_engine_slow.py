@@ -28,15 +28,15 @@ def small(make_dump):
 
 
 def own_work_s(dump: Path, folder: Path) -> float:
-    """Mean CPU time of a unit's own work: in this process, where nothing starts and nothing is sent."""
+    """Mean time of a unit's own work: in this process, where nothing starts and nothing is sent."""
     request = Request(str(dump), ("doc000", 3, 0), "honest", 1024, 10, False, {}, 0)
     prepare(request, folder)
     took = []
     for _ in range(4):
         for spec in ("flat", "ivf", "window", "random"):
-            began = time.process_time()
-            measure(Job(spec, str(folder), (10,), 1, 1, 0), lambda _: None)
-            took.append(time.process_time() - began)
+            began = time.perf_counter()
+            measure(Job(spec, str(folder), (10,), 1, 1, 0, 1.0), lambda _: None)
+            took.append(time.perf_counter() - began)
     return sum(took[UNITS_A_HEAD:]) / len(took[UNITS_A_HEAD:])
 
 
@@ -66,9 +66,10 @@ def test_a_thousand_units_with_three_kills_give_the_rows_of_an_undisturbed_run(s
     assert facts(out) == facts(tmp_path / "calm")
     assert max(facts(out).values()) == 1
     own_s = own_work_s(dump, tmp_path / "bundle")
-    print(f"1000 units: {wall_s:.0f} s, {cpu_s:.0f} CPU s; a unit's own work: {own_s:.3f} CPU s")
-    # In CPU time, so that other work on the machine does not decide; truths of heads and starts included.
-    assert cpu_s / 1000 - own_s < 0.5
+    overhead_s = wall_s * 2 / 1000 - own_s
+    print(f"1000 units: {wall_s:.0f} s on two workers, {cpu_s:.0f} CPU s")
+    print(f"a unit: own work {own_s:.3f} s, beyond it {overhead_s:.3f} s, truths and starts included")
+    assert overhead_s < 0.5  # wall time: other work on the machine counts against it
 
 
 def test_fifty_kills_of_parents_and_workers_lose_and_double_nothing(small, tmp_path) -> None:
