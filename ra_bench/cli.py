@@ -7,18 +7,20 @@ fell; 130 interrupted.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from ra_bench.arguments import parse_bytes, parse_numbers, parse_tokens
 from ra_bench.cli_analysis import app as analysis_verbs
-from ra_bench.cli_common import NUMBERS_WIDTH, Json, NoReport, command_line, err, names, out, report_of
-from ra_bench.data_cli import app as data_verbs
+from ra_bench.cli_common import Json, NoReport, err, names, out
+from ra_bench.cli_data import app as data_verbs
+from ra_bench.cli_decode import app as decode_verbs
+from ra_bench.cli_results import app as results_verbs
 from ra_bench.errors import RaBenchError, UsageError
 
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
@@ -31,8 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(decode_verbs)
 app.add_typer(analysis_verbs)
 app.add_typer(data_verbs, name="data")
+app.add_typer(results_verbs, name="results")
 
 
 @app.command()
@@ -110,7 +114,8 @@ def compare(
         typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform]; 'all': all that run."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="A data set's path or name (ra-bench data list). Default: the sample.")
+        str | None,
+        typer.Option(help="A data set's path, URL or name (ra-bench data list). Default: the sample."),
     ] = None,
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100,1000",
     layers: Annotated[
@@ -129,8 +134,22 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of split and indexes.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds a unit may take.")] = 1800.0,
     memory_gb: Annotated[
-        float | None, typer.Option(help="Memory a unit may use. Default: 80 % of all.")
+        float | None, typer.Option(help="Memory a unit may use. Default: its share of 80 % of all.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Units measured at the same time here, each on cores of its own.")
+    ] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="A new process for each unit.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where units run.")] = "local",
+    address: Annotated[
+        str, typer.Option(help="The Ray cluster: auto, an address, or local for a new one here.")
+    ] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps built indexes, by content. Default: none.")
+    ] = None,
+    progress: Annotated[
+        Literal["auto", "json", "quiet"], typer.Option(help="How stderr tells where the run stands.")
+    ] = "auto",
     results: Annotated[
         Path | None, typer.Option("--out", help="Folder for the rows. Default: results/DATA-RUN.")
     ] = None,
@@ -151,7 +170,7 @@ def compare(
 ) -> None:
     """Compares indexes on the same heads: quality against cost."""
     from ra_bench.compare import Settings
-    from ra_bench.compare_run import Ending, run
+    from ra_bench.compare_run import Ending, engine_of, run
     from ra_bench.datasets.sample import sample_path
     from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
@@ -160,12 +179,13 @@ def compare(
         raise UsageError("Missing option '--indexes'; only --reproduce brings its own")
     if reproduce is not None and (indexes is not None or data is not None):
         raise UsageError("--reproduce brings its own --indexes and --data: give it alone")
-    ending = Ending(results, force, dry_run, as_json, not no_report, _tables(tables))
+    ending = Ending(results, force, dry_run, as_json, not no_report, _tables(tables), progress)
+    where = engine_of(engine, address, workers, fresh, threads)
     for line in left_out(indexes or ""):
         err.print(f"left out: {line}")
     settings = Settings(
         indexes=tuple(split_specs("flat" if indexes is None else indexes)),
-        data=str(data or sample_path()),
+        data=data or str(sample_path()),
         ks=tuple(parse_numbers("--k", k)),
         layers=None if layers is None else tuple(parse_numbers("--layers", layers)),
         kv_heads=None if kv_heads is None else tuple(parse_numbers("--kv-heads", kv_heads)),
@@ -176,141 +196,10 @@ def compare(
         repeats=repeats,
         seed=seed,
         timeout_s=timeout,
-        **({} if memory_gb is None else {"memory_bytes": _gigabytes(memory_gb)}),
+        memory_bytes=None if memory_gb is None else _gigabytes(memory_gb),
+        cache=cache,
     )
-    if not run(settings, ending, reproduce):
-        raise typer.Exit(1)
-
-
-@app.command()
-def decode(
-    model: Annotated[str, typer.Option(help="A hub name, a folder, or a GGUF file.")],
-    indexes: Annotated[str, typer.Option(help="Specs, separated by commas: NAME[:key=value]*[@transform].")],
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: passkey.")] = None,
-    context: Annotated[str, typer.Option(help="Tokens of a prompt with its answer, as 4096 or 32k.")] = "4k",
-    limit: Annotated[int, typer.Option(help="Samples a task.")] = 5,
-    k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100",
-    protocol: Annotated[
-        Literal["question-sparse", "question-dense"],
-        typer.Option(help="Whether the question is decoded through the index too, or prefilled."),
-    ] = "question-sparse",
-    baselines: Annotated[
-        str, typer.Option(help="Which of dense,dense-host,flat,window to run; 'none' for none.")
-    ] = "dense,dense-host,flat,window",
-    dense_layers: Annotated[
-        str | None, typer.Option(help="Layers that keep exact attention, as 0,1. Default: none.")
-    ] = None,
-    min_keys_read: Annotated[
-        float | None,
-        typer.Option(help="Least share of keys read a query: chooses the effort from the sweep."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer. Default: the task's; 32 with --random-weights.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float16", "float32"], typer.Option(help="Type of the index's rows.")
-    ] = "float16",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
-    capture: Annotated[
-        Literal["auto", "eager"], typer.Option(help="auto: CUDA graphs where the model allows.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of build, search and a CPU's model. Default: all cores.")
-    ] = None,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="Only the model's config: latency and memory, no answers."),
-    ] = False,
-    rope_scaling: Annotated[str | None, typer.Option(help="Stretch the context, as yarn:4.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
-    text: Annotated[Path | None, typer.Option(help="The text of the fidelity task.")] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="Write what the first index decoded as a dump into this folder.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of samples, random weights and indexes.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")
-    ] = False,
-    results: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the rows. Default: results/MODEL-RUN.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run again what has been run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    no_report: NoReport = False,
-    as_json: Json = False,
-) -> None:
-    """Serves a model's attention by indexes while it decodes: answers, latency, memory."""
-    from ra_bench.decode.plan import Settings, make_plan
-    from ra_bench.registry import left_out
-    from ra_bench.registry import split as split_specs
-
-    for line in left_out(indexes):
-        err.print(f"left out: {line}")
-    plan = make_plan(
-        Settings(
-            model=model,
-            indexes=tuple(split_specs(indexes)),
-            tasks=names(tasks),
-            context_tokens=parse_tokens(context),
-            limit=limit,
-            ks=tuple(parse_numbers("--k", k)),
-            protocol=protocol,
-            baselines=() if baselines == "none" else names(baselines),
-            dense_layers=tuple(parse_numbers("--dense-layers", dense_layers)) if dense_layers else (),
-            min_keys_read=min_keys_read,
-            max_new_tokens=max_new_tokens,
-            dtype=dtype,
-            device=device,
-            capture=capture,
-            seed=seed,
-            random_weights=random_weights,
-            revision=revision,
-            rope_scaling=rope_scaling,
-            text=text,
-            record=record,
-            trust_remote_code=trust_remote_code,
-            **({} if threads is None else {"threads": threads}),
-        )
-    )
-    if dry_run:
-        for sample in plan.samples:
-            for arm in plan.arms:
-                out.print(f"{sample.task} {sample.number}: {arm}")
-        return
-    _decode(plan, results, force, no_report, as_json)
-
-
-def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_json: bool) -> None:
-    """Runs a plan of `decode` and prints what came out."""
-    from ra_bench.decode.harness import run_plan
-    from ra_bench.decode.rows import COLUMNS, LONG_COLUMNS
-    from ra_bench.decode.table import ended, heading, tables
-    from ra_bench.progress import Progress
-    from ra_bench.results import ResultFolder, content_address
-
-    path = results or Path("results") / f"{plan.model.source.name}-{content_address(plan.identity)[:8]}"
-    folder = ResultFolder(path, plan.identity, COLUMNS)
-    folder.note_command(command_line())
-    addresses = [plan.address(sample, arm) for sample in plan.samples for arm in plan.arms]
-    done = 0 if force else sum(folder.has(address) for address in addresses)
-    with Progress(err, len(addresses), done, path) as progress:
-        rows = run_plan(plan, folder, progress, force)
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
-    else:
-        out.print(heading(rows))
-        for table in tables(rows):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows")
-    if not no_report:
-        report_of(path)
-    for line in ended(rows, ["skipped"]):
-        err.print(line)
-    failed = ended(rows, ["failed", "oom"])
-    for line in failed:
-        err.print(f"failed: {line}")
-    if failed:
+    if not run(settings, ending, where, reproduce):
         raise typer.Exit(1)
 
 
@@ -364,6 +253,7 @@ def check(
 
 def main() -> None:
     """Runs the command line; every error a user can cause is one line on stderr."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system ends a run as Ctrl-C does
     try:
         code = app(standalone_mode=False)
     except RaBenchError as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ra_bench.errors import RaBenchError
+from ra_bench.errors import InterruptedRunError, RaBenchError
 from ra_bench.report import require_report
 
 # Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
@@ -20,6 +22,20 @@ err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
+
+
+@contextmanager
+def shown(units: int, done: int, path: Path, mode: Any = "auto") -> Iterator[Any]:
+    """A run's progress on stderr; an interrupted run says what is kept and how it goes on."""
+    from ra_bench.progress import Progress
+
+    try:
+        with Progress(err, units, done, path, mode) as progress:
+            yield progress
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            f"interrupted: {progress.done} of {units} units are kept in {path}; go on with: {command_line()}"
+        ) from error
 
 
 def report_of(path: Path) -> None:

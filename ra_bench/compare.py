@@ -1,7 +1,8 @@
-"""The main path: a plan of units (data, head, index, settings), each measured in a process of its own.
+"""The main path: a plan of units (data, head, index, settings), each measured in a worker process.
 
-For each head, one child computes the bundle (truth, neighbours of learn queries), then one child a unit
-measures an index on it. Rows land as each unit ends; a plan that is run again measures what is missing.
+For each head, one call computes the bundle (truth, neighbours of learn queries), then one call a unit
+measures an index on it; an engine runs them. Rows land as each unit ends; a plan that is run again measures
+what is missing.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ra_bench import hardware
 from ra_bench.data import DataSource, open_data
-from ra_bench.engine.local import Limits, Outcome, run_unit
+from ra_bench.engine.local import LocalEngine
+from ra_bench.engine.task import Call, Ended, Engine, Limits, Watcher, Work
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError
 from ra_bench.index import Index
@@ -33,7 +36,6 @@ from ra_bench.vectors import HeadName
 
 # On every chart: the oracle and the floors.
 ALWAYS = ("flat", "window", "random")
-MEMORY_SHARE = 0.8  # of the machine's memory a unit may use, unless told otherwise
 # The modules of the harness that decide what a row says.
 MEASURING = (
     *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
@@ -61,7 +63,8 @@ class Settings:
     repeats: int = 3
     seed: int = 0
     timeout_s: float = 1800.0
-    memory_bytes: int = field(default_factory=lambda: int(environment()["memory_bytes"] * MEMORY_SHARE))
+    memory_bytes: int | None = None  # None: the engine's share for a unit
+    cache: Path | None = None  # folder of built indexes
 
     def identity(self, data_hash: str) -> dict[str, Any]:
         """What all rows of one result folder share; index and head may differ from command to command."""
@@ -100,18 +103,11 @@ class Plan:
         return self.settings.identity(self.data.hash)
 
 
-class Watcher(Protocol):
-    """Is told how the run goes on; the command line shows it."""
+def make_plan(settings: Settings, machine: str | None = None) -> Plan:
+    """Checks everything that can be checked before anything runs; raises UsageError.
 
-    def start(self, name: str) -> None:
-        """A child process starts."""
-
-    def end(self, name: str, status: str, reason: str) -> None:
-        """It ended."""
-
-
-def make_plan(settings: Settings) -> Plan:
-    """Checks everything that can be checked before anything runs; raises UsageError."""
+    `machine` is the class of the machines that will measure; None: of this one.
+    """
     if min(settings.ks) < 1:
         raise UsageError(f"--k must be at least 1, got {min(settings.ks)}")
     for name, least in (("threads", 1), ("repeats", 1), ("max_queries", 1), ("seed", 0)):
@@ -120,14 +116,14 @@ def make_plan(settings: Settings) -> Plan:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if not settings.timeout_s > 0:
         raise UsageError(f"--timeout must be more than 0 seconds, got {settings.timeout_s:g}")
-    if settings.memory_bytes < 1:
+    if settings.memory_bytes is not None and settings.memory_bytes < 1:
         raise UsageError(f"--memory-gb must be more than 0, got {settings.memory_bytes / 1e9:g}")
     specs = _with_company([parse(text) for text in settings.indexes])
     for spec in specs:
         create(spec)
     data = open_data(settings.data)
     heads = data.select(layers=settings.layers, kv_heads=settings.kv_heads)
-    shared = settings.identity(data.hash) | {"machine": machine_class()}
+    shared = settings.identity(data.hash) | {"machine": machine or machine_class()}
     units = [
         Unit(head, spec, content_address(shared | _unit_content(head, spec)))
         for head in heads
@@ -136,139 +132,156 @@ def make_plan(settings: Settings) -> Plan:
     return Plan(settings, data, specs, units)
 
 
-def run_plan(plan: Plan, folder: ResultFolder, watcher: Watcher, force: bool = False) -> list[Row]:
+def run_plan(
+    plan: Plan, folder: ResultFolder, watcher: Watcher, force: bool = False, engine: Engine | None = None
+) -> list[Row]:
     """Measures the units that have not ended well yet (all with `force`); returns all rows of the plan.
 
     A head that cannot serve (too short, damaged) is a failure of its units; UsageError where none can.
     """
-    refused: list[str] = []
-    heads = list(dict.fromkeys(unit.head for unit in plan.units))
-    for head in heads:
-        todo = [u for u in plan.units if u.head == head and (force or not folder.has(u.address))]
-        if todo:
-            refused += _run_head(plan, head, todo, folder, watcher)
-    if len(refused) == len(heads):
-        raise UsageError(refused[0])
+    engine = engine or LocalEngine()
+    units = {unit.address: unit for unit in plan.units}
+    todo = [unit for unit in plan.units if force or not folder.has(unit.address)]
+    if todo:
+        folder.check_writable()
+    refused: dict[HeadName, str] = {}
+    for ended in engine.run(_works(plan, todo, folder, engine), watcher):
+        unit = units[ended.unit.address]
+        if ended.prepared.status != "ok" and ended.prepared.exit_code == 2:
+            refused[unit.head] = ended.prepared.reason
+        folder.write(unit.address, _rows(plan, unit, ended))
+    if len(refused) == len({unit.head for unit in plan.units}):
+        raise UsageError(next(iter(refused.values())))
     return folder.read(unit.address for unit in plan.units)
 
 
-def prepare_task(arguments: dict[str, Any], _: Callable[[Row], None]) -> str:
-    """What the child of a head's bundle runs."""
+def prepare_task(arguments: dict[str, Any], _: Callable[[Row], None]) -> dict[str, Any]:
+    """What prepares a head's bundle: why the head cannot serve, or the facts that all its rows share."""
     request = arguments["request"]
     request |= {"head": tuple(request["head"]), "learn": {int(n): k for n, k in request["learn"].items()}}
-    return prepare(Request(**request), Path(arguments["folder"]))
+    folder = Path(arguments["bundle"])
+    skipped = prepare(Request(**request), folder)
+    return {"skipped": skipped, "facts": {} if skipped else bundle_facts(Bundle(folder))}
 
 
 def measure_task(arguments: dict[str, Any], land: Callable[[Row], None]) -> Row:
-    """What the child of a unit runs."""
-    return measure(Job(**arguments | {"ks": tuple(arguments["ks"])}), land)
-
-
-def _run_head(
-    plan: Plan, head: HeadName, todo: list[Unit], folder: ResultFolder, watcher: Watcher
-) -> list[str]:
-    """Measures the units of one head; returns why the head cannot serve, or nothing."""
-    settings = plan.settings
-    with tempfile.TemporaryDirectory(prefix="ra-bench-head-") as scratch:
-        bundle = Path(scratch, "bundle")
-        outcome = _prepare(plan, head, bundle, folder, watcher)
-        skipped = outcome.result if outcome.status == "ok" else ""
-        serves = outcome.status == "ok" and not skipped
-        facts = _head_facts(plan, head, bundle if serves else None)
-        read_gb_per_s = _read_gb_per_s(facts) if serves else 0.0
-        for unit in todo:
-            if serves:
-                job = Job(
-                    str(unit.spec),
-                    str(bundle),
-                    settings.ks,
-                    settings.threads,
-                    settings.repeats,
-                    settings.seed,
-                    read_gb_per_s,
-                )
-                limits = Limits(settings.timeout_s, settings.memory_bytes, settings.threads)
-                watcher.start(unit.name)
-                log = folder.log_file(unit.address)
-                ended = run_unit("ra_bench.compare:measure_task", asdict(job), limits, log)
-            elif skipped:
-                ended = Outcome("skipped", skipped)
-            else:
-                ended = Outcome(outcome.status, f"preparing the head: {outcome.reason}", outcome.exit_code)
-            folder.write(unit.address, _rows(plan, unit, facts, ended))
-            watcher.end(unit.name, ended.status, ended.reason)
-    return [outcome.reason] if outcome.status != "ok" and outcome.exit_code == 2 else []
+    """What the worker of a unit runs."""
+    rate = _read_gb_per_s(bundle_facts(Bundle(Path(arguments["bundle"]))))
+    hardware.reset_peak()  # which the rate's working set has raised
+    return measure(Job(**arguments | {"ks": tuple(arguments["ks"]), "read_gb_per_s": rate}), land)
 
 
 def _read_gb_per_s(facts: Row) -> float:
-    """What one thread reads at random from a head's keys and values; once for all heads of a shape."""
+    """What one thread reads at random from a head's keys and values; once a worker for heads of a shape."""
     row_bytes = facts["d"] * np.dtype(facts["key_type"]).itemsize
     whole_lines = -(-row_bytes // 64) * 64
     # As short as a call of an index, whose median time knows no interruption either.
     return random_read_gb_per_s(1, whole_lines, 2 * facts["n"] * row_bytes, tries=40, slice_s=0.001)
 
 
-def _prepare(plan: Plan, head: HeadName, bundle: Path, folder: ResultFolder, watcher: Watcher) -> Outcome:
-    settings = plan.settings
+def bundle_facts(bundle: Bundle) -> Row:
+    """What all rows of a head say of it."""
+    return {
+        "model": bundle.facts["about"]["model"],
+        "group": bundle.facts["about"]["group"],
+        "n": len(bundle.keys),
+        "d": bundle.keys.shape[1],
+        "key_type": bundle.facts["dtype"],
+        "test_queries": len(bundle.test_queries),
+        **bundle.facts["difficulty"],
+        UNDEFINED: bundle.facts["undefined"],
+    }
+
+
+def _works(plan: Plan, todo: Sequence[Unit], folder: ResultFolder, engine: Engine) -> Iterator[Work]:
+    """The heads of the units that are left, each with what its units need."""
     wished = [create(spec) for spec in plan.specs]
-    request = Request(
-        data=str(plan.data.path),
-        head=(head.document, head.layer, head.kv_head),
-        split=settings.split,
-        max_queries=settings.max_queries,
-        k_max=max(settings.ks),
-        causal_learn=settings.causal_learn,
-        learn=wants([(index.learn_queries, index.learn_neighbors) for index in wished]),
-        seed=settings.seed,
-    )
-    name = f"truth of {head}"
-    watcher.start(name)
-    timeout_s = max(settings.timeout_s, TRUTH_TIMEOUT_S)
-    limits = Limits(timeout_s, settings.memory_bytes, environment()["cores"])
-    log = folder.log_file(f"truth-{head.document}-{head.layer}-{head.kv_head}")
-    arguments = {"request": asdict(request), "folder": str(bundle)}
-    outcome = run_unit("ra_bench.compare:prepare_task", arguments, limits, log)
-    watcher.end(name, outcome.status, outcome.reason)
-    return outcome
+    learn = wants([(index.learn_queries, index.learn_neighbors) for index in wished])
+    on_device = {str(spec) for spec, index in zip(plan.specs, wished, strict=True) if index.where != "host"}
+    settings = plan.settings
+    memory_bytes = settings.memory_bytes or engine.memory_bytes(settings.threads)
+    for head in dict.fromkeys(unit.head for unit in todo):
+        request = Request(
+            data=plan.data.source,
+            head=(head.document, head.layer, head.kv_head),
+            split=settings.split,
+            max_queries=settings.max_queries,
+            k_max=max(settings.ks),
+            causal_learn=settings.causal_learn,
+            learn=learn,
+            seed=settings.seed,
+        )
+        prepare_call = Call(
+            f"truth of {head}",
+            "ra_bench.compare:prepare_task",
+            {"request": asdict(request)},
+            Limits(max(settings.timeout_s, TRUTH_TIMEOUT_S), memory_bytes, environment()["cores"]),
+            folder.log_file(f"truth-{head.document}-{head.layer}-{head.kv_head}"),
+            content_address({"data": plan.data.hash, "request": asdict(request)}),
+        )
+        calls = []
+        for unit in todo:
+            if unit.head != head:
+                continue
+            job = {
+                "spec": str(unit.spec),
+                "ks": settings.ks,
+                "threads": settings.threads,
+                "repeats": settings.repeats,
+                "seed": settings.seed,
+                "cache": _cache_entry(plan, unit, learn),
+            }
+            gpus = int(str(unit.spec) in on_device)
+            limits = Limits(settings.timeout_s, memory_bytes, settings.threads, gpus)
+            log = folder.log_file(unit.address)
+            calls.append(Call(unit.name, "ra_bench.compare:measure_task", job, limits, log, unit.address))
+        yield Work(prepare_call, calls)
 
 
-def _head_facts(plan: Plan, head: HeadName, bundle: Path | None) -> Row:
-    facts: Row = {
-        "data": plan.data.path.resolve().name,
+def _cache_entry(plan: Plan, unit: Unit, learn: Mapping[int, int]) -> str:
+    """Where the unit's built index is kept: a name made of all that its build depends on, effort apart."""
+    settings = plan.settings
+    if settings.cache is None:
+        return ""
+    content = {
         "data_hash": plan.data.hash,
-        "document": head.document,
-        "layer": head.layer,
-        "kv_head": head.kv_head,
+        "split": [settings.split, settings.max_queries, settings.causal_learn],
+        "learn": learn,
+        "threads": settings.threads,
+        "seed": settings.seed,
+        "machine": machine_class(),
+    }
+    spec = replace(unit.spec, effort={})
+    return str(settings.cache.resolve() / content_address(content | _unit_content(unit.head, spec)))
+
+
+def _rows(plan: Plan, unit: Unit, ended: Ended) -> Iterable[Row]:
+    """A row for each setting measured; one more that tells why, where the unit did not end well."""
+    outcome, prepared = ended.outcome, ended.prepared
+    same: Row = {
+        "data": plan.data.name,
+        "data_hash": plan.data.hash,
+        "document": unit.head.document,
+        "layer": unit.head.layer,
+        "kv_head": unit.head.kv_head,
         "split": plan.settings.split,
         "machine": machine_class(),
         "environment": json.dumps(environment()),
         "schema": SCHEMA_VERSION,
+        "unit": unit.address,
+        "index": str(unit.spec),
+        "transform": unit.spec.transform,
+        "threads": plan.settings.threads,
+        "seed": plan.settings.seed,
     }
-    if bundle is None:
-        return facts
-    opened = Bundle(bundle)
-    return facts | {
-        "model": opened.facts["about"]["model"],
-        "group": opened.facts["about"]["group"],
-        "n": len(opened.keys),
-        "d": opened.keys.shape[1],
-        "key_type": opened.facts["dtype"],
-        "test_queries": len(opened.test_queries),
-        **opened.facts["difficulty"],
-        UNDEFINED: opened.facts["undefined"],
-    }
-
-
-def _rows(plan: Plan, unit: Unit, head_facts: Row, ended: Outcome) -> Iterable[Row]:
-    """A row for each setting measured; one more that tells why, where the unit did not end well."""
-    empty = dict.fromkeys(head_facts.get(UNDEFINED, ()))
-    same = head_facts | {"unit": unit.address, "index": str(unit.spec), "transform": unit.spec.transform}
-    same |= {"threads": plan.settings.threads, "seed": plan.settings.seed}
-    latest = {(row["k"], row["effort_rank"]): row for row in ended.rows}
+    facts = outcome.facts | (prepared.result["facts"] if prepared.status == "ok" else {})
+    empty = dict.fromkeys(facts.pop(UNDEFINED, ()))
+    same |= facts
+    latest = {(row["k"], row["effort_rank"]): row for row in outcome.rows}
     for row in latest.values():
-        yield same | row | (ended.result or {}) | {"status": "ok"} | empty
-    if ended.status != "ok":
-        yield same | empty | {"status": ended.status, "reason": ended.reason}
+        yield same | row | (outcome.result or {}) | {"status": "ok"} | empty
+    if outcome.status != "ok":
+        yield same | empty | {"status": outcome.status, "reason": outcome.reason}
 
 
 def _with_company(specs: list[Spec]) -> list[Spec]:
@@ -290,6 +303,7 @@ def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
     }
 
 
+@cache
 def source_hash(cls: type[Index]) -> str:
     """Content hash of all code that decides a row: changed code and other versions are measured anew.
 

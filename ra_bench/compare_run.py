@@ -11,8 +11,10 @@ from rich.console import Console
 from ra_bench import compare as comparison
 from ra_bench import reproduce
 from ra_bench.budget_table import compared
-from ra_bench.cli_common import NUMBERS_WIDTH, command_line, err, out, report_of
-from ra_bench.progress import Progress
+from ra_bench.cli_common import NUMBERS_WIDTH, command_line, err, out, report_of, shown
+from ra_bench.engine.task import Engine
+from ra_bench.errors import UsageError
+from ra_bench.progress import Mode
 from ra_bench.results import LONG_COLUMNS, ResultFolder, Row, content_address
 from ra_bench.table import failures, skipped
 
@@ -27,19 +29,20 @@ class Ending:
     as_json: bool
     report: bool
     tables: tuple[str, ...] | None  # None: those that fit the rows
+    progress: Mode = "auto"
 
 
-def run(settings: comparison.Settings, ending: Ending, published: str | None = None) -> bool:
+def run(settings: comparison.Settings, ending: Ending, engine: Engine, published: str | None = None) -> bool:
     """Compares, or checks what was `published` on the files that are here; returns whether all went well."""
     verdicts: list[reproduce.Verdict] = []
     if published is None:
-        rows = compare(settings, ending)
+        rows = compare(settings, ending, engine)
     else:
         rows = []
         for one in reproduce.present(published):
             of_head = replace(settings, data=str(one.path), indexes=reproduce.indexes(), ks=reproduce.KS)
             folder = ending.results and ending.results / one.name
-            measured = compare(of_head, replace(ending, results=folder))
+            measured = compare(of_head, replace(ending, results=folder), engine)
             verdicts += reproduce.verdicts(one.name, measured) if measured else []
             rows += measured
         for verdict in verdicts:
@@ -52,10 +55,10 @@ def run(settings: comparison.Settings, ending: Ending, published: str | None = N
     return not failed and all(verdict.holds for verdict in verdicts)
 
 
-def compare(settings: comparison.Settings, ending: Ending) -> list[Row]:
+def compare(settings: comparison.Settings, ending: Ending, engine: Engine) -> list[Row]:
     """Runs a comparison, prints what came out, and returns its rows."""
-    plan = comparison.make_plan(settings)
-    name = f"{plan.data.path.resolve().name}-{content_address(plan.identity)[:8]}"
+    plan = comparison.make_plan(settings, engine.machine_class())
+    name = f"{plan.data.name}-{content_address(plan.identity)[:8]}"
     path = ending.results or Path("results") / name
     if ending.dry_run:
         for unit in plan.units:
@@ -64,8 +67,8 @@ def compare(settings: comparison.Settings, ending: Ending) -> list[Row]:
     folder = ResultFolder(path, plan.identity)
     folder.note_command(command_line())
     done = sum(folder.has(unit.address) for unit in plan.units) if not ending.force else 0
-    with Progress(err, len(plan.units), done, path) as progress:
-        rows = comparison.run_plan(plan, folder, progress, ending.force)
+    with shown(len(plan.units), done, path, ending.progress) as watcher:
+        rows = comparison.run_plan(plan, folder, watcher, ending.force, engine)
     if ending.as_json:
         for row in rows:
             print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
@@ -76,3 +79,16 @@ def compare(settings: comparison.Settings, ending: Ending) -> list[Row]:
     if ending.report:
         report_of(path)
     return rows
+
+
+def engine_of(name: str, address: str, workers: int, fresh: bool, threads: int) -> Engine:
+    """Where the units of `compare` run."""
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    if name == "ray":
+        from ra_bench.engine.ray import RayEngine
+
+        return RayEngine(address, threads)
+    from ra_bench.engine.local import LocalEngine
+
+    return LocalEngine(workers, fresh, threads)

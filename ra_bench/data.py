@@ -18,8 +18,9 @@ from typing import Protocol
 import numpy as np
 
 from ra_bench.errors import UsageError
+from ra_bench.remote import is_url
 from ra_bench.vector_set import cache_folder
-from ra_bench.vectors import Allocate, HeadName, HeadVectors
+from ra_bench.vectors import Allocate, DataSet, HeadName, HeadVectors
 
 
 class DataSource(Protocol):
@@ -28,6 +29,14 @@ class DataSource(Protocol):
     @property
     def path(self) -> Path:
         """Its folder or file."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, for rows and folders."""
+
+    @property
+    def source(self) -> str:
+        """Where it can be opened again from any folder: its whole path, or its URL."""
 
     @property
     def heads(self) -> list[HeadName]:
@@ -106,10 +115,12 @@ def known() -> dict[str, Known]:
 
 
 def open_data(text: str | Path) -> DataSource:
-    """The data set at a path or of a known name; UsageError where it is absent or not what it should be.
+    """The data set at a path or URL, or of a known name; UsageError where it is absent or damaged.
 
-    An absent one that is known tells where to get it and where to put it.
+    An absent one that is known tells where to get it and where to put it. A URL is that of a dump.
     """
+    if is_url(str(text)):
+        return DataSet.open(text)
     path = Path(text)
     if not path.exists() and str(text) in known():
         named = known()[str(text)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ra_bench
+from ra_bench import hardware
 
 LIBRARIES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu", "hnswlib", "pynndescent", "numba")
 
@@ -24,8 +24,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cores": hardware.core_count(),
+        "memory_bytes": hardware.memory_bytes(),
         "gpu": _gpu(),
         "kernels": _kernels(),
         "versions": {name: _version(name) for name in LIBRARIES},

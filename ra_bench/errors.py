@@ -24,6 +24,12 @@ class RunError(RaBenchError):
     exit_code = 1
 
 
+class InterruptedRunError(RaBenchError):
+    """The user, or a batch system, ended the run. Exit code 130."""
+
+    exit_code = 130
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not known: the closest match, then the list."""
     names = sorted(known)

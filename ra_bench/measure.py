@@ -7,7 +7,6 @@ call; scores, masses and truth stay on this side.
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -20,7 +19,9 @@ from ra_bench import metrics
 from ra_bench.attention import merge
 from ra_bench.budgets import ks_to_measure
 from ra_bench.errors import RunError
+from ra_bench.hardware import peak_bytes
 from ra_bench.index import Found, Index, Partial
+from ra_bench.index_cache import load_or_build
 from ra_bench.prepare import Bundle
 from ra_bench.registry import create, parse
 from ra_bench.results import Row
@@ -44,7 +45,8 @@ NEVER_TOO_SLOW_US = 1000.0  # on few keys a call's fixed cost alone is many scan
 class Job:
     """What to measure: an index spec on the bundle in a folder.
 
-    `read_gb_per_s` is what the machine reads at random from as many bytes as keys and values have.
+    `read_gb_per_s` is what the machine reads at random from as many bytes as keys and values have; `cache` is
+    where the built index is kept, or nothing.
     """
 
     spec: str
@@ -54,6 +56,7 @@ class Job:
     repeats: int
     seed: int
     read_gb_per_s: float
+    cache: str = ""
 
 
 def measure(job: Job, land: Callable[[Row], None]) -> Row:
@@ -69,9 +72,8 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     values = keys if bundle.values is bundle.keys else _in_memory(bundle.values)
     exact_keys = _in_memory(bundle.keys, np.float32)
     index.warm_up(keys.shape[1])
-    started = time.perf_counter()
-    index.build(keys, values, learn, about)
-    build_s = time.perf_counter() - started
+    entry = Path(job.cache) if job.cache else None
+    build_s = load_or_build(index, entry, lambda: index.build(keys, values, learn, about))
     memory = index.nbytes
     unit_row = {
         "transform": spec.transform,
@@ -103,7 +105,7 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
                 land(unit_row | row | _floor(row, job.read_gb_per_s) | setting)
     return {
         "insert_us_per_key": _insert_us_per_key(index, bundle) if index.can_insert else None,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -119,7 +121,7 @@ def _sweep(
         run.add_pass(queries, blocks)
         quality = _work(run) | _attend_quality(bundle, run.parts[0])
         if run.index.has_search:
-            ids = _checked_ids(run.found[0], len(queries), run.k)
+            ids = _checked_ids(run.found[0], len(queries), run.k, len(exact_keys))
             if run.k <= bundle.true_scores.shape[1]:
                 quality |= _search_quality(bundle, exact_keys, queries, ids, run.k)
         before = measured[-1][1] if measured else None
@@ -165,10 +167,12 @@ def _costs(run: SettingRun) -> Row:
     return row
 
 
-def _checked_ids(found: Sequence[Found], rows: int, k: int) -> np.ndarray:
+def _checked_ids(found: Sequence[Found], rows: int, k: int, n: int) -> np.ndarray:
     ids = np.concatenate([block.ids for block in found])
     if ids.shape != (rows, k) or ids.dtype != np.int32:
         raise RunError(f"search must give ids ({rows}, {k}) int32, got {ids.shape} {ids.dtype}")
+    for wrong in ids[(ids < -1) | (ids >= n)][:1]:
+        raise RunError(f"search must give ids from -1 to {n - 1}, got {wrong}")
     return ids
 
 

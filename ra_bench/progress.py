@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TaskID, TimeElapsedColumn
@@ -16,24 +19,31 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ra_bench.dump import Progress as Stage
 
-SHARED = ("truth of ", "prefill of ", "building ", "loading ")
+Mode = Literal["auto", "json", "quiet"]
+SHARED = ("waiting for cores", "truth of ", "prefill of ", "building ", "loading ")
 
 
 class Progress:
-    """A watcher of `compare` and `decode`: the current unit in a status line, each ended one in its own line.
+    """A watcher of `compare` and `decode`: where the run stands, each ended unit in its own line, and a log.
 
-    What is not a unit (the truth of a head, a prefill) has a name that begins with one of `SHARED`.
+    What is not a unit (the truth of a head, a prefill) has a name that begins with one of `SHARED`. In mode
+    `json` each event is a JSON line on stderr; `quiet` prints nothing but failures. The log, `log/run.log` of
+    the results' folder, has every event with its time, whatever the mode.
     """
 
-    def __init__(self, console: Console, units: int, done: int, path: Path) -> None:
-        self.console, self.units, self.done = console, units, done
-        self.started_s = 0.0
+    def __init__(self, console: Console, units: int, done: int, path: Path, mode: Mode = "auto") -> None:
+        self.console, self.units, self.done, self.path, self.mode = console, units, done, path, mode
+        self.failed = 0
+        self.before = done
+        self.running: dict[str, float] = {}
+        self.began_s = time.monotonic()
         self.status = Status("", console=console)
         kept = f", {done} of them measured before" if done else ""
-        console.print(f"{units} units{kept}; rows land in {path}")
+        self._print(f"{units} units{kept}; rows land in {path}")
+        self._event("run", "", units=units, measured_before=done, folder=str(path))
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.mode == "auto":
             self.status.start()
         return self
 
@@ -41,20 +51,72 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.status.stop()
+        how = "ended" if kind is None else "interrupted" if kind is KeyboardInterrupt else "broke"
+        self._event(how, "", seconds=round(time.monotonic() - self.began_s, 3))
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until all is done, if the rest takes as long a unit as this run did; None before the first.
+
+        A head's indexes come in the same order for each head: after the first head the guess is a good one.
+        """
+        ended = self.done - self.before
+        if not ended:
+            return None
+        return (time.monotonic() - self.began_s) / ended * max(0, self.units - self.done)
 
     def start(self, name: str) -> None:
-        """A child process starts."""
-        self.started_s = time.monotonic()
-        self.status.update(Text(f"{self.done}/{self.units} done, now {name}"))
+        """A unit starts, or something that units share."""
+        self.running[name] = time.monotonic()
+        self._event("start", name)
+        self._show()
 
     def end(self, name: str, status: str, reason: str) -> None:
         """It ended."""
         is_unit = not name.startswith(SHARED)
+        good = status in ("ok", "skipped")
         self.done += is_unit
+        self.failed += is_unit and not good
+        elapsed_s = time.monotonic() - self.running.pop(name, time.monotonic())
+        self._event("end", name, status=status, reason=reason, seconds=round(elapsed_s, 3))
         place = f"{self.done}/{self.units}" if is_unit else "-"
-        elapsed_s = time.monotonic() - self.started_s
         tail = "" if status == "ok" else f"  {status}: {reason}"
-        self.console.print(f"{place:>7}  {elapsed_s:6.1f} s  {name}{tail}")
+        self._print(f"{place:>7}  {elapsed_s:6.1f} s  {name}{tail}", good)
+        self._show()
+
+    def _show(self) -> None:
+        left = "" if self.left_s is None else f", about {duration(self.left_s)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        now = next(reversed(self.running), "")
+        more = f" and {len(self.running) - 1} more" if len(self.running) > 1 else ""
+        self.status.update(Text(f"{self.done}/{self.units} done{failed}{left}; now {now}{more}"))
+
+    def _print(self, line: str, good: bool = True) -> None:
+        if self.mode == "auto" or (self.mode == "quiet" and not good):
+            self.console.print(line)
+
+    def _event(self, event: str, name: str, **facts: Any) -> None:
+        """A line of the log, and of stderr in mode `json`; a log that cannot be written stops no run."""
+        left_s = None if self.left_s is None else round(self.left_s, 1)
+        where = {"done": self.done, "units": self.units, "failed": self.failed, "left_s": left_s}
+        line = json.dumps({"time": _now(), "event": event, "name": name} | facts | where)
+        if self.mode == "json":
+            self.console.file.write(line + "\n")
+            self.console.file.flush()
+        with contextlib.suppress(OSError), (self.path / "log" / "run.log").open("a") as log:
+            log.write(line + "\n")
+
+
+def duration(seconds: float) -> str:
+    """`90` as "2 min", rounded, in the largest fitting unit."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class DumpProgress:

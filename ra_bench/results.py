@@ -10,12 +10,17 @@ A unit is addressed by the content of what was run, so the same command continue
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
+import time
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +29,7 @@ from ra_bench.errors import RunError, UsageError
 
 SCHEMA_VERSION = 3
 DONE = ("ok", "skipped")  # a unit that ended so is not run again
+ABANDONED_S = 3600.0  # a half-written file this old belongs to no run that lives
 
 COMMANDS = "commands.txt"
 
@@ -145,15 +151,15 @@ class ResultFolder:
             raise UsageError(f"--out must be a folder, got the file '{path}'")
         if marker.exists():
             _refuse_another_run(marker, identity)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(_is_foreign(entry.name) for entry in path.iterdir()):
             raise UsageError(
                 f"--out must be a new folder or one of the same run, got '{path}' with other files"
             )
         try:
-            (path / "rows").mkdir(parents=True, exist_ok=True)
-            (path / "log").mkdir(exist_ok=True)
+            for folder in ("rows", "log"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
             if not marker.exists():
-                write_whole(marker, json.dumps(identity, indent=1).encode())
+                _write_marker(marker, identity)
         except OSError as error:
             raise RunError(f"--out '{path}' cannot be written: {error.strerror}") from error
 
@@ -168,16 +174,36 @@ class ResultFolder:
             except OSError as error:
                 raise RunError(f"--out '{self.path}' cannot be written: {error.strerror}") from error
 
+    def check_writable(self) -> None:
+        """Raises RunError where rows could not land: before anything is measured, not after."""
+        try:
+            probe = self.path / "rows" / f".{uuid.uuid4().hex}.partial"
+            probe.write_bytes(b"")
+            probe.unlink()
+            for left in (self.path / "rows").glob(".*.partial"):
+                if time.time() - left.stat().st_mtime > ABANDONED_S:
+                    left.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"--out '{self.path}' cannot be written: {error.strerror}") from error
+
     def log_file(self, unit: str) -> Path:
         """Where the unit's process may print."""
         return self.path / "log" / f"{unit}.log"
 
     def has(self, unit: str) -> bool:
-        """Whether the unit's rows have landed and it did not fail: what failed is tried again."""
+        """Whether the unit's rows have landed and it did not fail: what failed is tried again.
+
+        A damaged file, or one of another unit or schema, is no result: it is measured again and replaced.
+        """
         path = self._file(unit)
-        return path.exists() and all(
-            status in DONE for status in _read_table(path, ["status"])["status"].to_pylist()
-        )
+        if not path.exists():
+            return False
+        try:
+            table = read_row_file(path)
+        except RunError:
+            return False
+        facts = table.select(["unit", "status"]).to_pylist() if table.schema == self._schema else []
+        return bool(facts) and all(row["unit"] == unit and row["status"] in DONE for row in facts)
 
     def write(self, unit: str, rows: Iterable[Row]) -> None:
         """Lands the rows of one unit, whole or not at all."""
@@ -201,7 +227,7 @@ class ResultFolder:
         return rows
 
     def _checked_rows(self, path: Path) -> list[Row]:
-        table = _read_table(path)
+        table = read_row_file(path)
         if table.schema != self._schema:
             raise RunError(f"'{path}' holds rows of another schema; delete it and run the same command again")
         rows: list[Row] = table.to_pylist()
@@ -219,25 +245,63 @@ def read_commands(path: Path) -> list[str]:
         return []
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a crash or a full disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def write_whole(path: Path, content: bytes, replace: bool = True) -> None:
+    """Writes a file so that it is there whole or not at all, also after a crash or a full disk.
+
+    Without `replace`, FileExistsError where somebody else has written it meanwhile.
+    """
+    write_stream(path, io.BytesIO(content), replace)
+
+
+def write_stream(path: Path, content: BinaryIO, replace: bool = True) -> None:
+    """The same of what `content` holds."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # two runs never share one
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            shutil.copyfileobj(content, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
+        if replace:
+            partial.replace(path)
+        else:
+            os.link(partial, path)  # the one step that fails where the name is taken
+            partial.unlink()
+        _sync_folder(path.parent)
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _sync_folder(folder: Path) -> None:
+    """Makes a file's new name durable, where the file system lets folders be synced."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_row_file(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The rows of one unit's file. Raises RunError naming a damaged one."""
     try:
         return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"'{path}' is damaged ({error}); delete it and run the same command again") from error
+    except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+        raise RunError(
+            f"'{path}' is damaged ({' '.join(str(error).split())}); delete it and run the same command again"
+        ) from error
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file has no place in a folder whose run began just now."""
+    return name not in ("rows", "log", "run.json") and not name.startswith(".run.json.")
+
+
+def _write_marker(marker: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        write_whole(marker, json.dumps(identity, indent=1).encode(), replace=False)
+    except FileExistsError:  # by a run that began at the same moment
+        _refuse_another_run(marker, identity)
 
 
 def _refuse_another_run(marker: Path, identity: Mapping[str, Any]) -> None:

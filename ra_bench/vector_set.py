@@ -60,6 +60,16 @@ class VectorSet:
     has_layers: bool = False  # whether the names of heads tell their layer and KV head
 
     @property
+    def name(self) -> str:
+        """The last part of its path, for rows and folders."""
+        return self.path.resolve().name
+
+    @property
+    def source(self) -> str:
+        """Where it can be opened again from any folder."""
+        return str(self.path.resolve())
+
+    @property
     def hash(self) -> str:
         """Names the content, for result rows."""
         lines = [f"{file.name} {content_hash(file)}\n" for file in sorted(self.files)]

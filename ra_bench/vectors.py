@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
+from ra_bench import remote
 from ra_bench.errors import UsageError
 from ra_bench.head import Head, Rope
 
@@ -165,16 +166,22 @@ class DataSet:
     heads: list[HeadName]
     settings: dict[str, Any]
     hash: str
+    source: str  # where it can be opened again from any folder: its whole path, or its URL
     _files: dict[tuple[HeadName, Kind], Listed] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The dump in folder `path`; raises UsageError where it is absent, unfinished or damaged."""
-        folder = Path(path)
-        if not folder.is_dir():
+        """The dump in folder `path`, or at a URL that fsspec reads; its files are then fetched as needed.
+
+        Raises UsageError where it is absent, unfinished or damaged.
+        """
+        url = str(path) if remote.is_url(str(path)) else ""
+        folder = remote.local_folder(url) if url else Path(path)
+        if not url and not folder.is_dir():
             raise UsageError(f"data set '{path}' must be a folder that `ra-bench dump` wrote: no such folder")
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest_file = remote.fetch(url, MANIFEST) if url else folder / MANIFEST
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"data set '{path}' is not a finished dump: it has no {MANIFEST}") from None
         except (OSError, ValueError) as error:
@@ -186,13 +193,19 @@ class DataSet:
             places = {place_of(file.name): file for file in listed}
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"data set '{path}': {MANIFEST} is not a dump's manifest: {error}") from error
-        for file in listed:
+        for file in () if url else listed:
             check_size(folder / file.name, file)
         heads = sorted({name for name, kind in places if kind == "keys"})
         if not heads:
             raise UsageError(f"data set '{path}' holds no keys: {MANIFEST} lists {len(listed)} files")
         lines = sorted(f"{file.name} {file.sha256}\n" for file in listed)
-        return cls(folder, heads, settings, hashlib.sha256("".join(lines).encode()).hexdigest(), places)
+        content = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return cls(folder, heads, settings, content, url or str(folder.resolve()), places)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, for rows and folders."""
+        return self.source.rstrip("/").rpartition("/")[2]
 
     @property
     def has_layers(self) -> bool:
@@ -219,6 +232,8 @@ class DataSet:
         if name not in self.heads:
             raise UsageError(f"data set '{self.path}' has no {name}; it has {_list(map(str, self.heads))}")
         listed = {kind: self._files[name, kind] for kind in KINDS if (name, kind) in self._files}
+        for file in listed.values():
+            self._fetch(file)
         return HeadFiles(self.path, name, listed, allocate).load()
 
     def verify(self, progress: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -230,6 +245,15 @@ class DataSet:
             queries = len(head.prefill_queries) + len(head.decode_queries)
             lines.append(f"{name}: {len(head.keys)} keys, {queries} queries: whole, finite, as their SHA-256")
         return lines
+
+    def _fetch(self, listed: Listed) -> None:
+        """Fetches a file of a data set at a URL, unless it is here and as large as it should be."""
+        path = self.path / listed.name
+        if remote.is_url(self.source) and not (path.is_file() and path.stat().st_size == listed.bytes):
+            try:
+                remote.fetch(self.source, listed.name)
+            except FileNotFoundError:
+                raise UsageError(f"data set '{self.source}': {listed.name} is missing") from None
 
 
 def file_name(name: HeadName, kind: Kind) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ["RA_BENCH_NO_PLUGINS"] = "1"  # only this project's indexes, whatever else is installed
+# Tests time nothing that matters: they must not wait for cores that a measurement of this user holds.
+os.environ["RA_BENCH_CORE_LOCKS"] = f"{tempfile.gettempdir()}/ra-bench-tests-{os.getpid()}"
 
 from ra_bench.vectors import HeadMetadata, HeadName
 from ra_bench.writer import DumpWriter
@@ -62,6 +66,13 @@ def write_dump(
                 file.append(rows[cut:], positions[cut:], heads[cut:], positions[cut:] - prefill_tokens)
         writer.finish({})
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def core_locks():
+    """Removes the locks."""
+    yield
+    shutil.rmtree(os.environ["RA_BENCH_CORE_LOCKS"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

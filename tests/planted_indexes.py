@@ -130,6 +130,18 @@ class Crashes(Prefix):
 
 
 @dataclass
+class Garbage(Prefix):
+    """Gives ids of keys that there are not."""
+
+    wrong: int = 1 << 30
+
+    def search(self, queries: np.ndarray, k: int | None, *, share: float = 1.0) -> Found:
+        found = super().search(queries, k, share=share)
+        found.ids[-1, -1] = self.wrong
+        return found
+
+
+@dataclass
 class Mean(Index):
     """Selects nothing: its attention is the mean value, for as much mass as all keys of a zero query have."""
 
