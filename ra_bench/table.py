@@ -129,7 +129,9 @@ def _ended(rows: Sequence[Row], how: Callable[[str], bool]) -> list[str]:
     lines = []
     for row in rows:
         if how(row["status"]):
-            head = f"{row['document']}/layer{row['layer']}/head{row['kv_head']}"
+            head = row["document"]
+            if row["layer"] is not None:  # a published data set may not tell it
+                head += f"/layer{row['layer']}/head{row['kv_head']}"
             lines.append(f"{row['index']} on {head}: {row['status']}: {row['reason']}")
     return lines
 

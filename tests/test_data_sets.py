@@ -7,7 +7,6 @@ import struct
 import tempfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +20,8 @@ from ra_bench.errors import UsageError
 from ra_bench.results import ResultFolder
 from ra_bench.split import divide
 from ra_bench.vectors import DataSet
+
+h5py = pytest.importorskip("h5py")  # the extra `data`
 
 N, D, M, L = 3000, 16, 50, 600
 
