@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from ra_bench import registry
 from ra_bench.errors import RaBenchError, RunError, UsageError
+from ra_bench.head_file import METADATA_KEY
 from ra_bench.results import ResultFolder
-from ra_bench.vectors import METADATA_KEY, DataSet, fingerprint, is_dump_file
+from ra_bench.vectors import DataSet, fingerprint, is_dump_file
 
 ROOT = Path(__file__).parent.parent
 # One folder serves all examples: each restores what it damages.

@@ -17,8 +17,8 @@ class Head(NamedTuple):
     """A KV head of the data."""
 
     document: str
-    layer: int
-    kv_head: int
+    layer: int | None  # None where a published data set does not tell it
+    kv_head: int | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def _head(row: Row) -> Head:
 
 
 def _name(row: Row) -> str:
+    if row["layer"] is None:  # a published data set may not tell it
+        return str(row["document"])
     return f"{row['document']}/layer{row['layer']}/head{row['kv_head']}"
 
 

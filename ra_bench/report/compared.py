@@ -137,7 +137,9 @@ def _place(row: Row, names: Mapping[str, str]) -> tuple:
 
 
 def _labelled(row: Row, run: Run, names: Mapping[str, str], documents: bool, twice: bool) -> Row:
-    head = f"layer {row['layer']}, KV head {row['kv_head']}"
+    # A published data set may not tell its layers; its document is then the head.
+    placed = row["layer"] is not None
+    head = f"layer {row['layer']}, KV head {row['kv_head']}" if placed else row["document"]
     n, d, read = row.get("n"), row.get("d"), row.get("keys_read")
     size = (
         None
@@ -152,7 +154,7 @@ def _labelled(row: Row, run: Run, names: Mapping[str, str], documents: bool, twi
         "base": index.removesuffix(f"@{row['transform']}"),
         "role": "oracle" if index == ORACLE else "floor" if index in FLOORS else "index",
         "learns": bool(row.get("learn_queries")),
-        "head": f"{row['document']}, {head}" if documents else head,
+        "head": f"{row['document']}, {head}" if documents and placed else head,
         "effort": settings_text(row.get("effort")),
         "settings": settings_text(row.get("settings")),
         "effort_json": row.get("effort"),
