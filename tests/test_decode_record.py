@@ -75,14 +75,21 @@ def test_what_decode_recorded_gives_the_same_in_compare(tiny, spec, tmp_path):
     for kv_head, bundle in enumerate(bundles):
         asked = np.concatenate([step[kv_head] for step, _, _ in seen])
         np.testing.assert_array_equal(asked, bundle.test_queries)
+        output, lse = answered(compared[kv_head], [step[kv_head] for step, _, _ in seen])
+        np.testing.assert_allclose(np.concatenate([out[kv_head] for _, out, _ in seen]), output, atol=1e-3)
+        np.testing.assert_allclose(np.concatenate([of[kv_head] for _, _, of in seen]), lse, atol=1e-3)
         if compared[kv_head].has_search:
             ids = compared[kv_head].search(asked, K).ids
             np.testing.assert_array_equal(ids, live[kv_head].search(asked, K).ids)
-        part = compared[kv_head].attend(asked, K)
-        np.testing.assert_allclose(
-            np.concatenate([output[kv_head] for _, output, _ in seen]), part.output, atol=1e-3
-        )
-        np.testing.assert_allclose(np.concatenate([lse[kv_head] for _, _, lse in seen]), part.lse, atol=1e-3)
+
+
+def answered(index, steps):
+    """Outputs and log-sum-exps of all steps' queries; an index with state observes each step after it."""
+    parts = []
+    for queries in steps if index.is_stateful else [np.concatenate(steps)]:
+        parts.append(index.attend(queries, K))
+        index.observe(queries)
+    return np.concatenate([part.output for part in parts]), np.concatenate([part.lse for part in parts])
 
 
 def built_from(bundles, spec):

@@ -24,7 +24,14 @@ def test_an_index_that_does_not_get_there_has_no_cost_at_that_recall():
         "knn_s": None,
     }
     row |= {"build_s": 1.0, "host_bytes": 10**6, "device_bytes": 0, "keys_read": 50.0}
-    row |= {"index": "made", "attend_p50_us": 9.0, "queries_per_s": 1.0, "search_bytes": 1.0}
+    row |= {
+        "index": "made",
+        "d": 16,
+        "key_type": "float32",
+        "attend_p50_us": 9.0,
+        "queries_per_s": 1.0,
+        "search_bytes": 1.0,
+    }
     low, high = (
         {n: [row | {"n": n, "recall": recall, "search_p50_us": 0.1 * n}] for n in (100, 200)}
         for recall in (0.5, 0.99)
