@@ -11,8 +11,8 @@ head the paper's buffer of a fifth has an output error of .032, the same window 
 median 4.3 below the log-sum-exp of the dropped keys, since the mean of exponentials is far above the
 exponential of the mean. The file that lies here, of the sample's model, is of 500 tokens four times over: 18
 of 48 KV heads retrieve, since the shares count query heads and a group has seven; the sample's head does not.
-Build O(n d); `search` and attention O(n d) for a head that retrieves and O(buffer d) for others; insert O(d) a
-key.
+Build O(n d), `search` and attention O(n d) for a head that retrieves and O(buffer d) for others, insert
+O(d) a key.
 """
 
 from __future__ import annotations
