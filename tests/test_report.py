@@ -23,14 +23,14 @@ from altair.utils.schemapi import debug_mode
 
 from ra_bench.errors import UsageError
 from ra_bench.report.charts.building import break_even_rows
-from ra_bench.report.charts.heads import budget_rows
-from ra_bench.report.charts.queries import gain_rows, leakage_rows
+from ra_bench.report.charts.heads import OF_DATA, OF_ORACLE, budget_rows
+from ra_bench.report.charts.queries import DISTANCES, gain_rows, leakage_rows
 from ra_bench.report.compared import points_over_heads
 from ra_bench.report.export import drawings
 from ra_bench.report.page import columnar
 from ra_bench.report.rows import read_runs
 from ra_bench.report.writing import FAMILIES, Material, make_page, write_report
-from ra_bench.results import ResultFolder
+from ra_bench.results import COLUMNS, ResultFolder
 
 
 def ra_bench(*arguments: object) -> subprocess.CompletedProcess:
@@ -77,6 +77,10 @@ def test_every_figure_that_the_rows_allow_is_drawn_and_the_rest_say_why(page) ->
     ]
     assert [one.title for one in page.left_out] == ["How far queries lie from the keys"]
     assert "mahalanobis_queries" in page.left_out[0].why
+
+
+def test_what_is_shown_of_a_head_is_what_rows_hold():
+    assert {*DISTANCES, *(field for field, _ in (*OF_ORACLE, *OF_DATA))} <= COLUMNS.keys()
 
 
 def test_a_chart_without_its_columns_is_left_out_and_names_them(tmp_path) -> None:

@@ -30,6 +30,7 @@ from ra_bench.table import TARGETS
 SECTION = "Queries and geometry"
 GAINS = (("search_p50_us", "search time"), ("keys_share", "keys read"))
 ROW_HEIGHT = 26
+DISTANCES = ("difficulty_mahalanobis_queries", "difficulty_mahalanobis_keys")
 
 
 def figures(material: Material) -> list[Figure | LeftOut]:
@@ -227,18 +228,19 @@ def _geometries(quality: Axis, cost: Axis, indexes: Sequence[str]) -> Any:
 
 def _distances(material: Material) -> Figure | LeftOut:
     title = "How far queries lie from the keys"
-    fields = ("difficulty_mahalanobis_queries", "difficulty_mahalanobis_keys")
     rows = [
         row
         for row in material.compare
-        if row["role"] == "oracle" and all(row.get(name) is not None for name in fields)
+        if row["role"] == "oracle" and all(row.get(name) is not None for name in DISTANCES)
     ]
     if not rows:
-        return LeftOut(title, f"the rows lack the columns {' and '.join(fields)}, which the data tools store")
+        return LeftOut(
+            title, f"the rows lack the columns {' and '.join(DISTANCES)}, which the data tools store"
+        )
     melted = [
         {name: row[name] for name in (*SCOPE, "head", "layer")} | {"of": label, "distance": row[field]}
         for row in rows
-        for field, label in zip(fields, ("queries", "keys"), strict=True)
+        for field, label in zip(DISTANCES, ("queries", "keys"), strict=True)
     ]
     columns = (Column("head", "head"), Column("of", "of"), Column("distance", "Mahalanobis distance", 4))
     base = chart().encode(y=alt.Y("head:N", title=None, sort=material.heads), tooltip=tooltip(columns))
