@@ -91,7 +91,10 @@ FloatArray dot_rows(const Array& query, const Array& rows, const Array& ids, con
   const Kernels& table = kernel.empty() ? kernels() : kernels_named(kernel);
   float* scores;
   auto out = new_array<float>(scores, ids.shape(0));
-  table.dot(static_cast<const float*>(query.data()), all, chosen, ids.shape(0), scores);
+  {
+    nb::gil_scoped_release release;  // heads are searched by several threads
+    table.dot(static_cast<const float*>(query.data()), all, chosen, ids.shape(0), scores);
+  }
   return out;
 }
 

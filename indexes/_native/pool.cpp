@@ -79,7 +79,7 @@ struct Pool {
   std::condition_variable wake;
   std::atomic<int> sleepers{0};
   std::mutex start_mutex;
-  int started = 0;  // guarded by start_mutex
+  int started = 0, wanted = 0;  // threads; guarded by start_mutex
 
   void work() {
     while (true) {
@@ -130,13 +130,16 @@ struct Pool {
     open.store(static_cast<int>(jobs.size()), std::memory_order_seq_cst);
   }
 
-  void start(int threads) {
+  // Callers that run at once need threads of their own each: with as many as one job asks for, eight callers of
+  // two threads had nine in all.
+  void want(int more) {
     const std::lock_guard<std::mutex> guard(start_mutex);
-    for (; started < threads; ++started) std::thread([this] { work(); }).detach();
+    wanted += more;
+    for (; started < std::min(wanted, kMaxThreads); ++started) std::thread([this] { work(); }).detach();
   }
 
   void run(Job& job) {
-    start(job.workers - 1);
+    want(job.workers - 1);
     {
       const std::lock_guard<SpinLock> guard(lock);
       jobs.push_back(&job);
@@ -152,6 +155,7 @@ struct Pool {
       if (spin < kSpins) relax();
       else std::this_thread::yield();
     }
+    want(1 - job.workers);
   }
 };
 

@@ -12,8 +12,7 @@ const ScanKernels* scan_plain();
 
 const ScanKernels& scan_kernels() {
   const std::string best = kernels().name;
-  const bool wide = best != "plain";
-  if (wide && scan_avx512vnni() && scan_avx512vnni()->supported()) return *scan_avx512vnni();
+  if (best == "avx512" && scan_avx512vnni() && scan_avx512vnni()->supported()) return *scan_avx512vnni();
   if (best != "plain" && scan_avx2() && scan_avx2()->supported()) return *scan_avx2();
   return *scan_plain();
 }
