@@ -126,7 +126,7 @@ def build(data: str, spec: str) -> Any:
     from ra_bench.registry import create
 
     head, index = bundle(data), create(spec)
-    learn, about = head.learn_inputs(index.learn_queries)
+    learn, about = head.learn_inputs(index.learn_queries, index.learn_neighbors)
     index.warm_up(head.keys.shape[1])
     index.build(np.asarray(head.keys), np.asarray(head.values), learn, about)
     return index
