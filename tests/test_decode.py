@@ -56,7 +56,7 @@ class Watching:
         self.started.append(name)
 
     def end(self, name, status, reason):
-        pass
+        assert name in self.started, f"{name} ended and never started: its time is unknown"
 
 
 def random_settings(folder, *indexes, **changes):
@@ -69,7 +69,9 @@ def run(settings, folder, force=False):
     plan = make_plan(settings)
     watching = Watching()
     rows = run_plan(plan, ResultFolder(folder, plan.identity, COLUMNS), watching, force)
-    return {(row["index"], row["k"], row["sample"]): row for row in rows}, watching.started
+    return {(row["index"], row["k"], row["sample"]): row for row in rows}, [
+        name.partition(", ")[0] for name in watching.started
+    ]
 
 
 def test_every_run_has_a_row_with_its_costs(config_folder, tmp_path):

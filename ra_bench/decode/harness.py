@@ -190,11 +190,14 @@ def _run_arms(
                 row["break_even_host_tokens"] = break_even(row, current.peers.get(DENSE_HOST))
             current.peers[arm.name] = row
         folder.write(address, [row])
-        watcher.end(f"{arm}, {current.sample.task} {current.sample.number}", row["status"], row["reason"])
+        watcher.end(named(arm), row["status"], row["reason"])
+
+    def named(arm: Arm) -> str:
+        return f"{arm}, {current.sample.task} {current.sample.number}"
 
     runner = current.runner
     for arm in (arm for arm in arms if arm.spec is None):
-        watcher.start(str(arm))
+        watcher.start(named(arm))
         land(arm, runner.run(arm))
     groups: dict[Any, list[Arm]] = {}
     for arm in arms:
@@ -209,13 +212,15 @@ def _run_arms(
             with deaths.watched(plan.address(current.sample, group[0])):
                 built.build(current.prefilled, runner.learn_sizes)
         except Exception as error:  # an index may raise anything
+            failed = failure(error, "build")
+            watcher.end(f"building {built.spec}", failed["status"], failed["reason"])
             for arm in group:
-                land(arm, failure(error, "build"))
+                watcher.start(named(arm))
+                land(arm, failed)
             continue
+        watcher.end(f"building {built.spec}", "ok", "")
         for place, arm in enumerate(group):
-            if place == 0:
-                watcher.end(f"building {built.spec}", "ok", "")
-            watcher.start(str(arm))
+            watcher.start(named(arm))
             with deaths.watched(plan.address(current.sample, arm)):
                 row = runner.run(arm, built, more=place < len(group) - 1)
             land(arm, row)
