@@ -235,13 +235,15 @@ def test_two_runs_into_one_folder_at_once_leave_the_rows_of_one(small, calm, tmp
 def test_an_interrupted_run_ends_within_two_seconds_and_says_how_to_go_on(small, tmp_path, number) -> None:
     out = tmp_path / "out"
     line = command(small, out, indexes=f"{PLANTED}::Hangs")
-    parent = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    heeding = ["env", "--default-signal=INT", *line]
+    parent = subprocess.Popen(heeding, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: landed(out) >= 0 and any((out / "log").glob("[0-9a-f]*.log")))
     workers = children(parent.pid)
     began = time.monotonic()
 
     parent.send_signal(number)
-    told = parent.communicate()[1].splitlines()[-1]
+    told = parent.communicate(timeout=60)[1].splitlines()[-1]
 
     assert time.monotonic() - began < 2
     assert parent.returncode == 130
