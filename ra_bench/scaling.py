@@ -13,7 +13,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +20,8 @@ from ra_bench.arguments import parse_tokens
 from ra_bench.errors import RaBenchError
 from ra_bench.matched import at_recall, sweep_points
 from ra_bench.results import Row
+from ra_bench.table import number, plain_table
 
-NOTHING = "–"
 COSTS = {"build s": 2, "KNN s": 2, "p50 µs": 1, "keys read": 0, "MB": 1}
 
 
@@ -52,10 +51,7 @@ def exponent(sizes: Sequence[int], costs: Sequence[float | None]) -> float | Non
 def table(measured: Mapping[int, Sequence[Row]], recall: float, k: int) -> Table:
     """A block for each index: its costs at each number of keys, and their exponents."""
     title = f"k={k}, at recall@{k} {recall:g}, generated heads"
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column("index")
-    for name in ("n", *COSTS):
-        made.add_column(name, justify="right")
+    made = plain_table(title, ["index"], ["n", *COSTS])
     by_index: dict[str, dict[int, list[Row]]] = {}
     for rows in measured.values():
         for row in rows:
@@ -64,15 +60,11 @@ def table(measured: Mapping[int, Sequence[Row]], recall: float, k: int) -> Table
     for index, sizes in by_index.items():
         found = {n: costs_at(rows, recall) for n, rows in sorted(sizes.items())}
         for place, (n, costs) in enumerate(found.items()):
-            cells = [_number(costs[name], digits) for name, digits in COSTS.items()]
+            cells = [number(costs[name], digits) for name, digits in COSTS.items()]
             made.add_row(index if place == 0 else "", f"{n:,}", *cells)
         slopes = [exponent(list(found), [costs[name] for costs in found.values()]) for name in COSTS]
-        made.add_row("", "exponent", *[_number(slope, 2) for slope in slopes], end_section=True)
+        made.add_row("", "exponent", *[number(slope, 2) for slope in slopes], end_section=True)
     return made
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
 class _Lines:

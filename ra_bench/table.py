@@ -85,10 +85,17 @@ def new_table(title: str, names: Sequence[str], columns: Sequence[str], rows: Se
         f" thread reads random rows here. !: time above {FAR_ABOVE_FLOOR:.0f} floors. Above 100: it reads in"
         " sequence, or a group's queries share reads."
     )
+    return plain_table(title, names, columns, caption if rates else None)
+
+
+def plain_table(
+    title: str, names: Sequence[str], columns: Sequence[str], caption: str | None = None
+) -> Table:
+    """An empty table: columns of `names` to the left, `columns` of numbers to the right."""
     table = Table(
         title=title,
         title_justify="left",
-        caption=caption if rates else None,
+        caption=caption,
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,

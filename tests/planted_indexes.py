@@ -55,7 +55,7 @@ class Spy(Prefix):
             "neighbors": about.query_neighbors.tolist(),
             "about": sorted(name for name in vars(about)),
             "threads": self.threads,
-            "thread_variables": os.environ["OMP_NUM_THREADS"],
+            "thread_variables": os.environ.get("OMP_NUM_THREADS"),
         }
         Path(self.report).write_text(json.dumps(seen))
 

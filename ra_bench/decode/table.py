@@ -5,42 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ra_bench.decode.tasks import FIDELITY
 from ra_bench.results import Row
+from ra_bench.table import NOTHING, Column, number, plain_table
 
-NOTHING = "–"
-
-# Title, column, factor, digits.
 TIME_COLUMNS = (
-    ("ms/token", "tpot_ms", 1.0, 2),
-    ("p95", "tpot_p95_ms", 1.0, 2),
-    ("tokens/s", "tokens_per_s", 1.0, 1),
-    ("model", "model_ms", 1.0, 2),
-    ("copy", "copy_ms", 1.0, 2),
-    ("search", "search_ms", 1.0, 2),
-    ("CPU att.", "cpu_attention_ms", 1.0, 2),
-    ("GPU att.", "gpu_attention_ms", 1.0, 2),
-    ("merge", "merge_ms", 1.0, 2),
-    ("insert", "insert_ms", 1.0, 2),
-    ("harness", "harness_ms", 1.0, 2),
-    ("keys read %", "keys_read_share", 100.0, 2),
-    ("MB read", "bytes_read", 1e-6, 1),
+    Column("ms/token", "tpot_ms", 2),
+    Column("p95", "tpot_p95_ms", 2),
+    Column("tokens/s", "tokens_per_s", 1),
+    Column("model", "model_ms", 2),
+    Column("copy", "copy_ms", 2),
+    Column("search", "search_ms", 2),
+    Column("CPU att.", "cpu_attention_ms", 2),
+    Column("GPU att.", "gpu_attention_ms", 2),
+    Column("merge", "merge_ms", 2),
+    Column("insert", "insert_ms", 2),
+    Column("harness", "harness_ms", 2),
+    Column("keys read %", "keys_read_share", 2, factor=100),
+    Column("MB read", "bytes_read", 1, factor=1e-6),
 )
 COST_COLUMNS = (
-    ("TTFT s", "ttft_s", 1.0, 2),
-    ("KNN s", "knn_s", 1.0, 2),
-    ("build s", "build_s", 1.0, 2),
-    ("TTFT with build s", "ttft_build_s", 1.0, 2),
-    ("host KV GB", "host_kv_bytes", 1e-9, 3),
-    ("index GB", "index_bytes", 1e-9, 3),
+    Column("TTFT s", "ttft_s", 2),
+    Column("KNN s", "knn_s", 2),
+    Column("build s", "build_s", 2),
+    Column("TTFT with build s", "ttft_build_s", 2),
+    Column("host KV GB", "host_kv_bytes", 3, factor=1e-9),
+    Column("index GB", "index_bytes", 3, factor=1e-9),
 )
 DEVICE_COLUMNS = (
-    ("GPU KV GB", "device_kv_bytes", 1e-9, 2),
-    ("GPU peak GB", "decode_device_bytes", 1e-9, 2),
-    ("prefill peak GB", "prefill_device_bytes", 1e-9, 2),
+    Column("GPU KV GB", "device_kv_bytes", 2, factor=1e-9),
+    Column("GPU peak GB", "decode_device_bytes", 2, factor=1e-9),
+    Column("prefill peak GB", "prefill_device_bytes", 2, factor=1e-9),
 )
 
 
@@ -86,11 +83,9 @@ def ended(rows: Sequence[Row], statuses: Iterable[str]) -> list[str]:
 
 def _scores(rows: Sequence[Row]) -> Table:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    table = _table("score ± standard error (samples); Δ: paired", ["index", "k"])
-    for task in tasks:
-        count = len({row["sample"] for row in rows if row["task"] == task})
-        table.add_column(f"{task} ({count})", justify="right")
-        table.add_column("Δ dense", justify="right")
+    counts = {task: len({row["sample"] for row in rows if row["task"] == task}) for task in tasks}
+    titles = [title for task in tasks for title in (f"{task} ({counts[task]})", "Δ dense")]
+    table = plain_table("score ± standard error (samples); Δ: paired", ["index", "k"], titles)
     for name, group in _runs(rows):
         cells = []
         for task in tasks:
@@ -103,19 +98,17 @@ def _scores(rows: Sequence[Row]) -> Table:
 
 
 def _fidelity(rows: Sequence[Row]) -> Table:
-    table = _table("next tokens against dense's, teacher-forced", ["index", "k"])
-    for title in ("KL, nats", "top-1 agreement", "ΔNLL, nats"):
-        table.add_column(title, justify="right")
+    titles = ["KL, nats", "top-1 agreement", "ΔNLL, nats"]
+    table = plain_table("next tokens against dense's, teacher-forced", ["index", "k"], titles)
     for name, group in _runs(rows):
         columns = ("kl", "top1_agreement", "delta_nll")
-        table.add_row(*name, *(_number(_mean(group, column), 4) for column in columns))
+        table.add_row(*name, *(number(_mean(group, column), 4) for column in columns))
     return table
 
 
 def _times(rows: Sequence[Row]) -> Table:
-    table = _table("a decoded token: its time in ms, and where it goes", ["index", "k", "path"])
-    for title, *_ in TIME_COLUMNS:
-        table.add_column(title, justify="right")
+    title, titles = "a decoded token: its time in ms, and where it goes", _titles(TIME_COLUMNS)
+    table = plain_table(title, ["index", "k", "path"], titles)
     for name, group in _runs(rows):
         table.add_row(*name, str(group[0]["capture"]), *_cells(group, TIME_COLUMNS))
     return table
@@ -123,22 +116,20 @@ def _times(rows: Sequence[Row]) -> Table:
 
 def _costs(rows: Sequence[Row]) -> Table:
     columns = COST_COLUMNS if rows[0]["device"] == "CPU" else (*COST_COLUMNS, *DEVICE_COLUMNS)
-    table = _table("what it takes to begin, and memory", ["index", "k"])
-    for title, *_ in columns:
-        table.add_column(title, justify="right")
-    table.add_column("break-even tokens", justify="right")
+    titles = [*_titles(columns), "break-even tokens"]
+    table = plain_table("what it takes to begin, and memory", ["index", "k"], titles)
     for name, group in _runs(rows):
         baseline = name[0] in ("dense", "dense-host")
         table.add_row(*name, *_cells(group, columns), NOTHING if baseline else _break_even(group))
     return table
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[tuple[str, str, float, int]]) -> list[str]:
-    values = [_mean(rows, column) for _, column, _, _ in columns]
-    return [
-        _number(None if value is None else value * factor, digits)
-        for value, (_, _, factor, digits) in zip(values, columns, strict=True)
-    ]
+def _titles(columns: Sequence[Column]) -> list[str]:
+    return [column.title for column in columns]
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    return [column.cell({column.quantity: _mean(rows, column.quantity)}) for column in columns]
 
 
 def _break_even(rows: Sequence[Row]) -> str:
@@ -148,13 +139,6 @@ def _break_even(rows: Sequence[Row]) -> str:
         if len(known) * 2 > len(rows):
             return f"{float(np.median(known)):,.0f}{of}"
     return "never"
-
-
-def _table(title: str, names: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name)
-    return table
 
 
 def _runs(rows: Sequence[Row]) -> list[tuple[tuple[str, str], list[Row]]]:
@@ -176,10 +160,6 @@ def _with_error(values: Sequence[float], sign: bool = False) -> str:
 def _mean(rows: Sequence[Row], column: str) -> float | None:
     values = [row[column] for row in rows if row[column] is not None]
     return float(np.mean(values)) if values else None
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
 def _plural(word: str, count: int) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ra_bench.diff.changes import Change, Ends
@@ -14,6 +13,7 @@ from ra_bench.diff.gates import Gate
 from ra_bench.diff.pairs import Paired, Setting
 from ra_bench.diff.quantities import QUANTITIES, Quantity
 from ra_bench.diff.sides import Side
+from ra_bench.table import NOTHING, plain_table
 
 TITLES = {
     "recall": "recall",
@@ -26,7 +26,7 @@ TITLES = {
     "host_bytes": "memory",
 }
 SHOWN = [QUANTITIES[column] for column in TITLES]
-NOTHING, EQUAL = "–", "="
+EQUAL = "="
 
 
 def tables(found: Sequence[Change], paired: Sequence[Paired]) -> list[Table]:
@@ -35,11 +35,8 @@ def tables(found: Sequence[Change], paired: Sequence[Paired]) -> list[Table]:
     shown = [quantity for quantity in SHOWN if any(change.quantity == quantity for change in found)]
     made = []
     for k in sorted({one.setting.k for one in paired}):
-        table = Table(title=f"k={k}, B less A", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("index", "effort", "heads"):
-            table.add_column(name)
-        for quantity in shown:
-            table.add_column(TITLES[quantity.column], justify="right")
+        titles = [TITLES[quantity.column] for quantity in shown]
+        table = plain_table(f"k={k}, B less A", ["index", "effort", "heads"], titles)
         here = [one for one in paired if one.setting.k == k]
         for place, one in enumerate(here):
             cells = [cell(by_setting.get((one.setting, quantity.column))) for quantity in shown]

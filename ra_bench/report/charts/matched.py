@@ -10,9 +10,7 @@ from ra_bench.report.compared import SCOPE, by, mean
 from ra_bench.report.figure import Choice, Column, Figure, LeftOut
 from ra_bench.report.material import Material
 from ra_bench.results import Row
-from ra_bench.table import COLUMNS, TARGETS
-
-NOTHING = "–"
+from ra_bench.table import COLUMNS, NOTHING, TARGETS, number
 
 
 def figures(material: Material) -> list[Figure | LeftOut]:
@@ -68,10 +66,10 @@ def matched_rows(compare: Sequence[Row]) -> Iterator[Row]:
                     "recall": f"{target:.2f}",
                     **_cells(one),
                     **{
-                        name: _number(mean([row.get(name) for row in sweep]), 2)
+                        name: number(mean([row.get(name) for row in sweep]), 2)
                         for name in ("build_s", "knn_s")
                     },
-                    "bytes_per_key": _number(mean([row.get("bytes_per_key") for row in sweep]), 0),
+                    "bytes_per_key": number(mean([row.get("bytes_per_key") for row in sweep]), 0),
                     "heads": f"{measured} of {heads}",
                 }
 
@@ -86,7 +84,3 @@ def _cells(one: Matched) -> Row:
         return {first: f"max {one.best_recall:.3f}"} | dict.fromkeys(others, NOTHING)
     easily = one.reached == "easily"
     return {column.quantity: column.cell(one.values, is_bound=easily) for column in COLUMNS}
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:,.{digits}f}"
