@@ -62,6 +62,7 @@ def _row(index, layer, kv_head, k, rank, settings, rng, options):
         recall *= 0.7
     cost_us = {"flat": 300.0}.get(index, 20.0 * (1 + 4 * share) * rng.uniform(0.8, 1.2))
     queries = np.clip(rng.normal(recall, 0.05, 12), 0, 1).astype(np.float32)
+    times_us = cost_us * rng.uniform(0.9, 1.1, (3, 6)).ravel()
     split = options.get("split", "honest")
     return {
         "unit": f"{index}-{layer}-{kv_head}-{split}-{options.get('mark', '')}".replace("/", "_"),
@@ -109,6 +110,10 @@ def _row(index, layer, kv_head, k, rank, settings, rng, options):
         "host_bytes": 500_000,
         "device_bytes": 0,
         "recall_by_query": queries.tolist(),
+        "mass_total_by_query": (0.8 + 0.1 * queries).tolist(),
+        "output_error_by_query": (0.2 - 0.1 * queries).tolist(),
+        "search_us_samples": times_us.tolist(),
+        "attend_us_samples": (1.1 * times_us).tolist(),
         "environment": json.dumps(ENVIRONMENT),
         "machine": options.get("machine", MACHINE),
         "schema": options.get("schema", SCHEMA_VERSION),

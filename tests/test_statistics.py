@@ -53,9 +53,7 @@ def test_draws_are_those_of_resamples_written_out(repeats, block, quantile, monk
 
 @pytest.mark.parametrize("reach", [0.0, statistics.REACH])
 @pytest.mark.parametrize("quantile", [0.05, 0.5, 0.99])
-def test_a_quantile_s_draws_do_not_depend_on_how_far_they_are_looked_for(
-    quantile, reach, monkeypatch
-) -> None:
+def test_draws_of_a_quantile_are_the_same_however_far_is_looked(quantile, reach, monkeypatch) -> None:
     monkeypatch.setattr(statistics, "DRAWS", 40)
     monkeypatch.setattr(statistics, "REACH", reach)
     statistics._counts.cache_clear()

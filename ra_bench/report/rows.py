@@ -18,6 +18,8 @@ from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row, read_commands
 SCHEMAS = {"compare": SCHEMA_VERSION, "decode": decode_rows.SCHEMA_VERSION}
 # Every repeat and every query: a page shows what they amount to.
 LEFT_OUT = frozenset({*LONG_COLUMNS, *decode_rows.LONG_COLUMNS})
+# Where a row lies, for who needs what is left out of it.
+FILE, PLACE = "row_file", "row_place"
 
 
 @dataclass
@@ -130,7 +132,7 @@ def _rows_of(file: Path) -> list[Row] | None:
         return None
     if rows and not {"status", "index", "schema"} <= rows[0].keys():
         return None
-    return rows
+    return [row | {FILE: file, PLACE: place} for place, row in enumerate(rows)]
 
 
 def missing_columns(rows: Iterable[Row], columns: Iterable[str]) -> list[str]:
