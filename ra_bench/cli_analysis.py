@@ -66,6 +66,7 @@ def _drift(plan: Any, path: Path, force: bool, no_report: bool, as_json: bool) -
     from ra_bench import drift_rows
     from ra_bench.results import ResultFolder
 
+    plan.check()
     folder = ResultFolder(path, plan.identity, drift_rows.COLUMNS)
     folder.note_command(command_line())
     rows: list[dict[str, Any]] = []

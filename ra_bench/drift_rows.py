@@ -105,6 +105,10 @@ class Plan:
         """Where the rows land unless told."""
         return Path("results") / f"drift-{self.data.name}-{content_address(self.identity)[:8]}"
 
+    def check(self) -> None:
+        """Raises UsageError where the first head is not fit for it: before a folder is made for its rows."""
+        drift.HeadDrift(self.data.load(self.data.heads[0]), self.tokens, self.seed)
+
     def unit(self, head: HeadName, spec: str) -> str:
         """The content address of one index on one head, its code included."""
         source = [source_hash(index_class(name)) for name in parse(spec).names]

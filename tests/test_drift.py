@@ -126,6 +126,14 @@ def test_the_command_prints_its_rows_and_the_report_draws_them(tmp_path):
     assert "2 indexes that took later tokens" in page.summary
 
 
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    done = ra_bench("drift", "--indexes", "flat", "--tokens", "40000", "--out", tmp_path / "run")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("ra-bench: --tokens must be from 1 to below the 31104 keys")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["ra", "qivf"])
 def test_an_eighth_of_the_keys_inserted_costs_at_most_a_point_of_recall(sample, tmp_path, spec):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_bench.diff.quantities import QUANTITIES
-from ra_bench.matched import at_recall, quantities
+from ra_bench.matched import Values, at_recall, quantities
 from ra_bench.report.compared import COSTS, QUALITIES, SCOPE, by, carried_over_heads
 from ra_bench.report.rows import FILE, PLACE
 from ra_bench.results import Row
@@ -72,8 +72,9 @@ def sweep_intervals(sweep: Sequence[Row], sampled: bool = True) -> Sure:
     for same in carried_over_heads(sweep):
         sure.means.append({name: _mean(name, same, draws) for name in SHOWN})
     if all(row.get("recall") is not None for row in sweep):
-        by_head_rows = [[row for row in sweep if row["head"] == head] for head in heads]
-        sure.matched = {target: _matched(by_head_rows, draws, target) for target in TARGETS}
+        sweeps = list(by(sweep, ("head",)).values())
+        points = [[quantities(row) for row in own] for own in sweeps]
+        sure.matched = {target: _matched(sweeps, points, draws, target) for target in TARGETS}
     return sure
 
 
@@ -141,12 +142,18 @@ def fields(ends: Mapping[str, Ends]) -> Row:
     return made
 
 
-def _matched(heads: Sequence[Sequence[Row]], draws: Mapping[Any, Draws], target: float) -> dict[str, Ends]:
-    reached = [at_recall("", [[quantities(row) for row in sweep]], target) for sweep in heads]
+def _matched(
+    heads: Sequence[Sequence[Row]],
+    points: Sequence[Sequence[Values]],
+    draws: Mapping[Any, Draws],
+    target: float,
+) -> dict[str, Ends]:
+    """At a recall, from each head's rows and their quantities; none where a head does not get there."""
+    reached = [at_recall("", [sweep], target) for sweep in points]
     if any(one.reached == "no" for one in reached):
         return {}
     made = {}
-    found = [_draws_of_head(sweep, draws, target) for sweep in heads]
+    found = [_draws_of_head(sweep, draws, target) for sweep in heads] if draws else []
     for name in MATCHED:
         values = [one.values.get(name) for one in reached]
         known = [one[name] for one in found if name in one]

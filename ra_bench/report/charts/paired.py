@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from ra_bench.matched import at_recall, sweep_points
+from ra_bench.matched import Values, at_recall, quantities
 from ra_bench.report.compared import SCOPE, by
 from ra_bench.report.figure import (
     Choice,
@@ -84,8 +84,9 @@ def paired_rows(compare: Sequence[Row], indexes: Sequence[str]) -> Iterator[Row]
         sweeps = {index: sweep for (index,), sweep in by(in_scope, ("index",)).items()}
         named = {sweep[0]["spec"]: index for index, sweep in reversed(sweeps.items())}
         reference = named.get(REFERENCE) or next(index for index in indexes if index in sweeps)
+        points = {index: _points_of_heads(sweep) for index, sweep in sweeps.items()}
         for target in TARGETS:
-            at = {index: _by_head(sweep, target) for index, sweep in sweeps.items()}
+            at = {index: _by_head(points[index], target) for index in sweeps}
             for quantity, _, _ in COMPARED:
                 pairs = {
                     index: pair
@@ -97,18 +98,18 @@ def paired_rows(compare: Sequence[Row], indexes: Sequence[str]) -> Iterator[Row]
                     yield facts | {"index": index, "recall": f"{target:.2f}", **told}
 
 
-def _by_head(sweep: Sequence[Row], target: float) -> dict[str, Mapping[str, float | None]]:
+def _points_of_heads(sweep: Sequence[Row]) -> dict[str, list[Values]]:
+    return {head: [quantities(row) for row in rows] for (head,), rows in by(sweep, ("head",)).items()}
+
+
+def _by_head(points: Mapping[str, Sequence[Values]], target: float) -> dict[str, Values]:
     """What the index takes to reach the recall, on each head on which it does."""
-    reached = {
-        head: at_recall("", sweep_points(rows), target) for (head,), rows in by(sweep, ("head",)).items()
-    }
+    reached = {head: at_recall("", [sweep], target) for head, sweep in points.items()}
     return {head: one.values for head, one in reached.items() if one.values}
 
 
 def _pair(
-    before: Mapping[str, Mapping[str, float | None]],
-    after: Mapping[str, Mapping[str, float | None]],
-    quantity: str,
+    before: Mapping[str, Values], after: Mapping[str, Values], quantity: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The quantity of reference and index, (heads,) each; None below two heads that have both."""
     both = [(before[head].get(quantity), after[head].get(quantity)) for head in before if head in after]
