@@ -67,7 +67,7 @@ class Ra(Index):
     learn_neighbors: int = 100  # RoarGraph's N_q
     pivots: int = 20
     candidates: int = 128
-    beam: int = 64  # RoarGraph's L of construction
+    beam: int = 32  # RoarGraph's L of construction, there 300 to 500
     centroids: int = 64
     seeds: int = 32
     kept_queries: int = 4096
