@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ra_bench.cli_common import NUMBERS_WIDTH, Json, err, names, out
+from ra_bench.cli_common import Json, err, names, out, wide
 from ra_bench.report import require_report
 
 app = typer.Typer()
@@ -114,7 +113,7 @@ def diff_results(
             print(json.dumps(table.as_row(change)))
     else:
         for one in table.tables(found, paired):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(one)
+            wide.print(one)
         for line in table.summary(found):
             out.print(line)
     if not across_machines and not all(one.same_machine for one in paired):
