@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ra_bench.cli_common import Json, err, names, out, wide
+from ra_bench.arguments import parse_tokens
+from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, report_of, wide
 from ra_bench.report import require_report
 
 app = typer.Typer()
@@ -35,18 +36,55 @@ def heads(
 def drift(
     indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
     data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
-    tokens: Annotated[int, typer.Option(help="Keys that are inserted.")] = 8192,
+    tokens: Annotated[
+        str, typer.Option(help="Keys that are inserted, as 8192, or several numbers: 1024,4096.")
+    ] = "8192",
     recall: Annotated[float, typer.Option(help="Recall@100 that the index built whole has to reach.")] = 0.95,
     threads: Annotated[int, typer.Option(help="Threads of builds; inserts take one.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the rows. Default: results/drift-DATA-RUN.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what has been measured.")] = False,
+    no_report: NoReport = False,
+    as_json: Json = False,
 ) -> None:
     """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
     from ra_bench.datasets.sample import sample_path
-    from ra_bench.drift import measure_drift, table
+    from ra_bench.drift_rows import Plan
+    from ra_bench.registry import split as split_specs
     from ra_bench.vectors import DataSet
 
     dump = DataSet.open(sample_path() if data is None else data)
-    for line in table(measure_drift(dump, names(indexes), tokens, recall, threads)):
-        print(line, flush=True)
+    counts = [parse_tokens(one, "--tokens") for one in names(tokens)]
+    plan = Plan(dump, tuple(split_specs(indexes)), tuple(counts), recall, threads)
+    _drift(plan, results or plan.folder, force, no_report, as_json)
+
+
+def _drift(plan: Any, path: Path, force: bool, no_report: bool, as_json: bool) -> None:
+    """Runs a plan of `drift` and prints each unit's rows as they land."""
+    from ra_bench import drift_rows
+    from ra_bench.results import ResultFolder
+
+    plan.check()
+    folder = ResultFolder(path, plan.identity, drift_rows.COLUMNS)
+    folder.note_command(command_line())
+    rows: list[dict[str, Any]] = []
+    if not as_json:
+        print(drift_rows.heading(), flush=True)
+    for unit in drift_rows.run(plan, folder, force):
+        rows += unit
+        for row in unit:
+            short = {name: value for name, value in row.items() if name not in drift_rows.LONG_COLUMNS}
+            print(json.dumps(short) if as_json else drift_rows.line(row), flush=True)
+    if not as_json:
+        out.print(f"{len(rows)} rows in {path}/rows")
+    failed = drift_rows.failures(rows)
+    if not no_report and len(failed) < len(rows):
+        report_of(path)
+    for row in failed:
+        err.print(f"failed: {drift_rows.line(row)}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -54,7 +92,7 @@ def report(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RESULTS]...", help="Folders of compare and decode. Default: all in results/."
+            metavar="[RESULTS]...", help="Folders of compare, decode and drift. Default: all in results/."
         ),
     ] = None,
     page: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),

@@ -23,6 +23,7 @@ LEVEL = 0.95
 DRAWS = 2000
 EXACT_HEADS = 14  # up to here every flip of signs is tried; beyond, a sample of FLIPS
 FLIPS = 20_000
+REACH = 6.0
 
 
 class Interval(NamedTuple):
@@ -33,6 +34,14 @@ class Interval(NamedTuple):
     high: float
 
 
+class Resampled(NamedTuple):
+    """A statistic of one head, and of each of its DRAWS resamples of `tokens`."""
+
+    value: float
+    draws: np.ndarray
+    tokens: int
+
+
 def by_query(
     heads: Sequence[np.ndarray], block: int = 1, quantile: float | None = None, level: float = LEVEL
 ) -> Interval:
@@ -41,10 +50,28 @@ def by_query(
     `heads` holds each head's values, (m,) or (repeats, m), m a multiple of `block`: the rows of a token.
     Tokens are drawn head by head. Raises ValueError for an empty head, or one that holds NaN or infinity.
     """
-    samples = [_samples(values, block) for values in heads]
-    value = np.mean([_of(sample, quantile) for sample in samples])
-    draws = np.mean([_drawn(sample, quantile, h) for h, sample in enumerate(samples)], axis=0)
-    return _interval(float(value), draws, min(sample.shape[1] for sample in samples), level)
+    return over_heads([resampled(values, h, block, quantile) for h, values in enumerate(heads)], level)
+
+
+def resampled(values: np.ndarray, head: int, block: int = 1, quantile: float | None = None) -> Resampled:
+    """The statistic of head number `head`; what has as many tokens and the same number is drawn alike.
+
+    So the draws of two settings of a head, or of its recall and its time, go together draw by draw.
+    """
+    sample = _samples(values, block)
+    return Resampled(_of(sample, quantile), _drawn(sample, quantile, head), sample.shape[1])
+
+
+def over_heads(heads: Sequence[Resampled], level: float = LEVEL) -> Interval:
+    """The mean over heads and its interval by query; an end is infinite where enough draws are.
+
+    Raises ValueError without heads.
+    """
+    if not heads:
+        raise ValueError("heads must hold at least one")
+    draws = np.mean([head.draws for head in heads], axis=0)
+    tokens = min(head.tokens for head in heads)
+    return _interval(float(np.mean([head.value for head in heads])), draws, tokens, level)
 
 
 def paired_by_query(
@@ -71,7 +98,9 @@ def paired_by_query(
     )
     tokens = min(one.shape[1] for one, _ in pairs)
     value = float(_change(was, now, relative))
-    return _interval(value, _change(drawn_was, drawn_now, relative), tokens, level)
+    draws = _change(drawn_was, drawn_now, relative)
+    draws = np.where(np.isfinite(draws), draws, np.nan)  # a change relative to nothing
+    return _interval(value, draws, tokens, level)
 
 
 def by_head(values: np.ndarray, level: float = LEVEL) -> Interval:
@@ -142,26 +171,48 @@ def _drawn(sample: np.ndarray, quantile: float | None, stream: int) -> np.ndarra
     counts = _counts(sample.shape[1], stream)
     if quantile is None:
         return sample.mean(axis=0) @ counts / sample.shape[1]
-    flat = sample.ravel()
+    flat, tokens = sample.ravel(), sample.shape[1]
     order = np.argsort(flat, kind="stable")
-    # Of each resample, how many are at or below each value; in few bytes, as all of it is read.
-    kind = np.int16 if flat.size < 2**15 else np.int32
-    upto = np.cumsum(counts.astype(kind)[order % sample.shape[1]], axis=0, dtype=kind)
     place = quantile * (flat.size - 1)  # in the sorted resample, as np.quantile interpolates
-    low, high = (flat[order[_first_above(upto, int(at))]] for at in (np.floor(place), np.ceil(place)))
-    return low + (high - low) * (place - np.floor(place))
+    below, above = int(np.floor(place)), int(np.ceil(place))
+    first, last = _reach(order % tokens, tokens, below, above)
+    before, upto = _upto(counts, order % tokens, first, last)
+    if (before > below).any() or (upto[-1] <= above).any():  # a resample far from the others
+        first, (_, upto) = 0, _upto(counts, order % tokens, 0, flat.size)
+    low, high = (flat[order[first + _first_above(upto, at)]] for at in (below, above))
+    return low + (high - low) * (place - below)
+
+
+def _reach(token: np.ndarray, tokens: int, below: int, above: int) -> tuple[int, int]:
+    """The sorted values, from and to, among which nearly all resamples have the one at `below` or `above`.
+
+    How many of a resample's values are at or below a value is a sum of what each drawn token adds; REACH
+    standard deviations of it.
+    """
+    added = np.bincount(token[: above + 1], minlength=tokens)
+    far = int(np.ceil(REACH * np.sqrt(tokens) * added.std())) + 2
+    return max(0, below - far), min(len(token), above + far)
+
+
+def _upto(counts: np.ndarray, token: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each resample, how many values are before the sorted value `first`, and up to each to `last`."""
+    kind = _count_type(len(token))
+    before = (np.bincount(token[:first], minlength=len(counts)).astype(np.float64) @ counts).astype(kind)
+    upto = counts[token[first:last]].astype(kind)
+    upto[0] += before
+    for row in range(1, len(upto)):  # five times as fast as np.cumsum across rows
+        upto[row] += upto[row - 1]
+    return before, upto
 
 
 def _first_above(rising: np.ndarray, bound: int) -> np.ndarray:
     """Of each column of `rising` (rows, columns), the first row whose number is above `bound`."""
-    low = np.zeros(rising.shape[1], np.intp)
-    high = np.full(rising.shape[1], len(rising) - 1, np.intp)
-    columns = np.arange(rising.shape[1])
-    while (low < high).any():
-        middle = (low + high) // 2
-        above = rising[middle, columns] > bound
-        low, high = np.where(above, low, middle + 1), np.where(above, middle, high)
-    return low
+    return (rising <= bound).sum(axis=0, dtype=_count_type(len(rising)))
+
+
+def _count_type(most: int) -> type[np.signedinteger]:
+    """A type for counts up to `most`, in few bytes, as all of them are read."""
+    return np.int16 if most < 2**15 else np.int32
 
 
 @functools.lru_cache(maxsize=256)
@@ -175,14 +226,13 @@ def _counts(columns: int, stream: int) -> np.ndarray:
 
 
 def _interval(value: float, draws: np.ndarray, drawn_from: int, level: float) -> Interval:
-    if drawn_from < 2:
-        return Interval(value, np.nan, np.nan)
-    if not np.isfinite(draws).all():  # a change relative to nothing
+    if drawn_from < 2 or np.isnan(draws).any():
         return Interval(value, np.nan, np.nan)
     # Hesterberg's levels: those of a t-interval, and the spread divided by n - 1 as for a sample.
     tail = ndtr(np.sqrt(drawn_from / (drawn_from - 1)) * stdtrit(drawn_from - 1, (1 - level) / 2))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    place = int(tail * (len(draws) - 1))  # draws as they are, none between two: some may be infinite
+    ends = np.partition(draws, [place, len(draws) - 1 - place])
+    return Interval(value, float(ends[place]), float(ends[len(draws) - 1 - place]))
 
 
 def _change(before: ArrayLike, after: ArrayLike, relative: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ra_bench import drift_rows
 from ra_bench.decode import rows as decode_rows
 from ra_bench.results import SCHEMA_VERSION, ResultFolder
 
@@ -62,6 +63,7 @@ def _row(index, layer, kv_head, k, rank, settings, rng, options):
         recall *= 0.7
     cost_us = {"flat": 300.0}.get(index, 20.0 * (1 + 4 * share) * rng.uniform(0.8, 1.2))
     queries = np.clip(rng.normal(recall, 0.05, 12), 0, 1).astype(np.float32)
+    times_us = cost_us * rng.uniform(0.9, 1.1, (3, 6)).ravel()
     split = options.get("split", "honest")
     return {
         "unit": f"{index}-{layer}-{kv_head}-{split}-{options.get('mark', '')}".replace("/", "_"),
@@ -109,9 +111,66 @@ def _row(index, layer, kv_head, k, rank, settings, rng, options):
         "host_bytes": 500_000,
         "device_bytes": 0,
         "recall_by_query": queries.tolist(),
+        "mass_total_by_query": (0.8 + 0.1 * queries).tolist(),
+        "output_error_by_query": (0.2 - 0.1 * queries).tolist(),
+        "search_us_samples": times_us.tolist(),
+        "attend_us_samples": (1.1 * times_us).tolist(),
         "environment": json.dumps(ENVIRONMENT),
         "machine": options.get("machine", MACHINE),
         "schema": options.get("schema", SCHEMA_VERSION),
+    }
+
+
+def drift_folder(path: Path, heads: int = 2, data: str = "made") -> Path:
+    """A folder of `drift`: three indexes on `heads` heads after three numbers of inserted tokens."""
+    identity = {"verb": "drift", "data_hash": "d" * 64, "schema": drift_rows.SCHEMA_VERSION}
+    folder = ResultFolder(path, identity, drift_rows.COLUMNS)
+    folder.note_command("ra-bench drift --indexes ra,ivf,hnsw --tokens 100,400,1600")
+    for place, index in enumerate(("ra", "ivf", "hnsw")):
+        for kv_head in range(heads):
+            unit = f"{index}-{kv_head}-{data}"
+            rng = np.random.default_rng([place, kv_head])
+            folder.write(
+                unit, [_drifted(unit, index, place, kv_head, n, rng, data) for n in (100, 400, 1600)]
+            )
+    return path
+
+
+def _drifted(unit, index, place, kv_head, inserted, rng, data):
+    whole = np.clip(rng.normal(0.95, 0.02, 12), 0, 1)
+    grown = np.clip(whole - 0.02 * place * inserted / 1600 + rng.normal(0, 0.004, 12), 0, 1)
+    hidden = index == "hnsw"
+    return {
+        "unit": unit,
+        "status": "ok",
+        "data": data,
+        "data_hash": "d" * 64,
+        "model": "made-model",
+        "document": "doc000",
+        "layer": 0,
+        "kv_head": kv_head,
+        "group": 2,
+        "n": 3000 + inserted,
+        "d": 64,
+        "index": index,
+        "settings": json.dumps({"degree": 32}),
+        "effort": json.dumps({"ef": 100 * (1 + kv_head)}),
+        "k": 100,
+        "target": 0.95,
+        "inserted": inserted,
+        "recall_whole": float(whole.mean()),
+        "recall_grown": float(grown.mean()),
+        "keys_read_whole": None if hidden else 200.0,
+        "keys_read_grown": None if hidden else 200.0 + inserted * place / 10,
+        "insert_us_per_token": 3.0 * (1 + place),
+        "build_whole_s": 1.0,
+        "build_grown_s": 0.9,
+        "threads": 1,
+        "recall_whole_by_query": whole.tolist(),
+        "recall_grown_by_query": grown.tolist(),
+        "environment": json.dumps(ENVIRONMENT),
+        "machine": MACHINE,
+        "schema": drift_rows.SCHEMA_VERSION,
     }
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from result_folders import compare_folder, decode_folder
+from result_folders import compare_folder, decode_folder, drift_folder
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
+import numpy as np
+import pyarrow.parquet as pq
 from altair.utils.schemapi import debug_mode
 
 from ra_bench.errors import UsageError
@@ -31,6 +33,7 @@ from ra_bench.report.page import columnar
 from ra_bench.report.rows import read_runs
 from ra_bench.report.writing import FAMILIES, Material, make_page, write_report
 from ra_bench.results import COLUMNS, ResultFolder
+from ra_bench.statistics import paired_by_query
 
 
 def ra_bench(*arguments: object) -> subprocess.CompletedProcess:
@@ -59,6 +62,7 @@ def folders(tmp_path_factory):
         compare_folder(here / "random", split="random"),
         decode_folder(here / "short", 4096),
         decode_folder(here / "long", 8192),
+        drift_folder(here / "drift"),
     ]
 
 
@@ -71,9 +75,10 @@ def test_every_figure_that_the_rows_allow_is_drawn_and_the_rest_say_why(page) ->
     names = [figure.name for figure in page.figures]
 
     assert names == [
-        *("quality-cost", "equal-recall", "head-maps", "difficulty", "tokens-per-mass", "query-aware-gain"),
-        *("leakage", "geometry", "build-time", "memory", "break-even", "accuracy-latency", "latency-parts"),
-        *("memory-parts", "memory-context", "offline-online"),
+        *("quality-cost", "equal-recall", "against-reference", "head-maps", "difficulty", "tokens-per-mass"),
+        *("query-aware-gain", "leakage", "geometry", "build-time", "memory", "break-even", "insert-drift"),
+        *("drift-tokens", "accuracy-latency", "latency-parts", "memory-parts", "memory-context"),
+        "offline-online",
     ]
     assert [one.title for one in page.left_out] == ["How far queries lie from the keys"]
     assert "mahalanobis_queries" in page.left_out[0].why
@@ -152,6 +157,23 @@ def test_leakage_is_what_a_random_split_adds_at_the_same_settings(page) -> None:
     assert rows["ra"]["flattered"] == pytest.approx(0.02)
     assert rows["ivf"]["flattered"] == pytest.approx(0.0)
     assert rows["ra"]["settings"] == "16"
+
+
+def test_drift_is_grown_less_whole_on_the_same_queries(page) -> None:
+    figure = next(figure for figure in page.figures if figure.name == "drift-tokens")
+    rows = [row for row in page.material.drift if row["index"] == "ivf" and row["inserted"] == 1600]
+    points = {row["head"]: row for row in figure.rows if row["index"] == "ivf" and row["inserted"] == 1600}
+    stored = [pq.read_table(row["row_file"]).slice(row["row_place"], 1).to_pylist()[0] for row in rows]
+
+    recalls = [[np.array(row[f"recall_{side}_by_query"]) for row in stored] for side in ("whole", "grown")]
+    assert set(points) == {"", "layer 0, KV head 0", "layer 0, KV head 1"}
+    assert tuple(points[""][f"change{end}"] for end in ("", "_low", "_high")) == pytest.approx(
+        paired_by_query(*recalls, block=2)
+    )
+    assert points[""]["effort"] == "differs by head"
+    assert points["layer 0, KV head 0"]["effort"] == "ef=100"
+    assert points[""]["more_read"] == pytest.approx(160 / 200)
+    assert not any("by_query" in name for name in points[""])
 
 
 def test_break_even_is_the_build_over_what_a_token_saves(page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from result_folders import compare_folder, decode_folder
+from result_folders import compare_folder, decode_folder, drift_folder
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -57,6 +57,7 @@ def page(tmp_path_factory):
         ),
         compare_folder(here / "random", split="random"),
         decode_folder(here / "decode"),
+        drift_folder(here / "drift"),
     ]
     write_report(folders, here / "report.html")
     return here / "report.html"
@@ -150,7 +151,8 @@ def test_every_chart_draws_and_nothing_is_cut_off(browser, page, width, theme) -
     charts = browser.find_elements(By.CSS_SELECTOR, ".chart:not([hidden])")
     names = [chart.find_element(By.XPATH, "..").get_attribute("id") for chart in charts]
 
-    assert len(names) >= 14
+    assert len(names) >= 17
+    assert {"against-reference", "insert-drift", "drift-tokens"} <= set(names)
     for name in names:
         assert colours(browser, name) >= 1, name
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
@@ -168,6 +170,8 @@ def test_hover_shows_the_settings(browser, page) -> None:
     text = until(lambda: browser.find_element(By.ID, "vg-tooltip-element").text)
 
     assert "effort" in text
+    assert "recall@k, 95 % interval" in text
+    assert "by query" in text
     assert "ef=" in text
 
 
@@ -183,6 +187,22 @@ def test_a_filter_changes_what_the_charts_show(browser, page) -> None:
     assert browser.find_element(By.CSS_SELECTOR, "#equal-recall table").text != table
     choose(browser, "Quality", "output error")
     until(lambda: "output error" in browser.find_element(By.CSS_SELECTOR, "#quality-cost .chart").text)
+    assert errors(browser) == []
+
+
+def test_drift_of_another_data_set_leaves_the_others_where_they_are(browser, tmp_path) -> None:
+    folders = [compare_folder(tmp_path / "run", ks=(10,)), drift_folder(tmp_path / "drift", data="other")]
+    write_report(folders, tmp_path / "report.html")
+    load(browser, tmp_path / "report.html")
+    assert marks(browser, "quality-cost")
+    assert "No rows" in browser.find_element(By.CSS_SELECTOR, "#insert-drift .empty").text
+
+    choose(browser, "Data set", "other")
+
+    until(lambda: marks(browser, "insert-drift"))
+    before = [mark.get_attribute("transform") for mark in marks(browser, "insert-drift")]
+    choose(browser, "KV head", "layer 0, KV head 1")
+    until(lambda: [mark.get_attribute("transform") for mark in marks(browser, "insert-drift")] != before)
     assert errors(browser) == []
 
 

@@ -12,9 +12,11 @@ from ra_bench.statistics import (
     by_head,
     by_query,
     holm,
+    over_heads,
     paired_by_head,
     paired_by_query,
     passes,
+    resampled,
     sign_flip_test,
 )
 
@@ -47,6 +49,40 @@ def test_draws_are_those_of_resamples_written_out(repeats, block, quantile, monk
 
     np.testing.assert_allclose(fast, plain_draws(values, block, quantile, 2), rtol=1e-12, atol=1e-12)
     statistics._counts.cache_clear()
+
+
+@pytest.mark.parametrize("reach", [0.0, statistics.REACH])
+@pytest.mark.parametrize("quantile", [0.05, 0.5, 0.99])
+def test_draws_of_a_quantile_are_the_same_however_far_is_looked(quantile, reach, monkeypatch) -> None:
+    monkeypatch.setattr(statistics, "DRAWS", 40)
+    monkeypatch.setattr(statistics, "REACH", reach)
+    statistics._counts.cache_clear()
+    values = rng(3).lognormal(size=(3, 60))
+
+    fast = statistics._drawn(statistics._samples(values, 1), quantile, 0)
+
+    np.testing.assert_allclose(fast, plain_draws(values, 1, quantile, 0), rtol=1e-12)
+    statistics._counts.cache_clear()
+
+
+def test_settings_of_a_head_are_drawn_alike() -> None:
+    values = rng(4).normal(size=(1, 50))
+
+    one, moved = resampled(values, 3), resampled(values + 2, 3, quantile=None)
+
+    np.testing.assert_allclose(moved.draws, one.draws + 2)
+    assert not np.allclose(resampled(values, 4).draws, one.draws)
+    assert over_heads([one]).low == pytest.approx(over_heads([moved]).low - 2)
+
+
+def test_what_some_draws_never_reach_has_no_upper_end() -> None:
+    draws = np.arange(1000.0)
+    draws[-100:] = np.inf
+
+    interval = over_heads([statistics.Resampled(500.0, draws, 50)])
+
+    assert interval.high == np.inf
+    assert 0 < interval.low < 50
 
 
 def test_the_value_is_the_plain_mean_or_quantile_averaged_over_heads() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ra_bench.report import compared, decoded
+from ra_bench.report import compared, decoded, drifted
 from ra_bench.report.figure import Figure, LeftOut
 from ra_bench.report.material import Material
 from ra_bench.report.rows import Run
@@ -44,14 +44,17 @@ class Page:
         self.scopes = {
             "compare": _scopes(self.material.compare, compared.SCOPE),
             "decode": _scopes(self.material.decode, decoded.SCOPE),
+            "drift": _scopes(self.material.drift, drifted.SCOPE),
         }
         self.filters = filters(self.material)
 
     @property
     def title(self) -> str:
         """The data sets and models, in a line."""
-        names = [row["data"] for row in self.scopes["compare"]] + [
-            row["model"] for row in self.scopes["decode"]
+        names = [
+            *(row["data"] for row in self.scopes["compare"]),
+            *(row["model"] for row in self.scopes["decode"]),
+            *(row["data"] for row in self.scopes["drift"]),
         ]
         return ", ".join(dict.fromkeys(names))
 
@@ -68,6 +71,9 @@ class Page:
         if decode:
             runs = {row["run"] for row in decode}
             parts.append(f"{_count(len(decode), 'decoded answer')} of {_count(len(runs), 'run')}")
+        if drift := self.material.drift:
+            indexes = {row["index"] for row in drift}
+            parts.append(f"{_count(len(indexes), 'index', 'indexes')} that took later tokens")
         return "; ".join(parts)
 
     @property
@@ -83,16 +89,18 @@ class Page:
 
 def filters(material: Material) -> list[dict[str, Any]]:
     """What a reader can filter by, what is shown at first in front."""
-    compare, decode = material.compare, material.decode
+    compare, decode, drift = material.compare, material.decode, material.drift
     options: dict[str, list[Any]] = {
-        "data": _most_first(row["data"] for row in compare),
+        "data": list(
+            dict.fromkeys((*_most_first(row["data"] for row in compare), *(row["data"] for row in drift)))
+        ),
         "k": sorted({row["k"] for row in compare}),
         "split": sorted({row["split"] for row in compare}),
         "head": [compared.MEAN, *material.heads] if len(material.heads) > 1 else [],
         "model": _most_first(row["model"] for row in decode),
         "context": _most_first(row["context"] for row in decode),
         "task": [decoded.ALL_TASKS, *dict.fromkeys(row["task"] for row in decode)] if decode else [],
-        "machine": _most_first(row["machine"] for row in (*compare, *decode)),
+        "machine": _most_first(row["machine"] for row in (*compare, *decode, *drift)),
     }
     made = []
     for name, values in options.items():
@@ -123,7 +131,7 @@ def failures(runs: Iterable[Run]) -> list[dict[str, str]]:
 
 def run_facts(run: Run, material: Material) -> dict[str, Any]:
     """A run as the page tells of it: what it measured, with which commands, where."""
-    labelled = material.compare if run.verb == "compare" else material.decode
+    labelled = {"compare": material.compare, "decode": material.decode, "drift": material.drift}[run.verb]
     units = {row["unit"] for row in run.ok}
     mine = [row for row in labelled if row["unit"] in units]
     environments = list(dict.fromkeys(row["environment"] for row in run.ok if row.get("environment")))
@@ -131,7 +139,7 @@ def run_facts(run: Run, material: Material) -> dict[str, Any]:
         "name": run.name,
         "verb": run.verb,
         "rows": len(run.ok),
-        "data": sorted({row["data"] for row in mine}) if run.verb == "compare" else [],
+        "data": sorted({row["data"] for row in mine}) if run.verb != "decode" else [],
         "model": sorted({row["model"] for row in mine}) if run.verb == "decode" else [],
         "context": sorted({row["context"] for row in mine}) if run.verb == "decode" else [],
         "split": run.identity.get("split"),

@@ -103,6 +103,14 @@ def mean(values: Sequence[Any]) -> float | None:
     return float(sum(values) / len(values))
 
 
+def head_label(row: Row, documents: bool) -> str:
+    """A head as a reader knows it, its document too where there are several `documents`."""
+    if row["layer"] is None:  # a published data set may not tell its layers; its document is then the head
+        return str(row["document"])
+    head = f"layer {row['layer']}, KV head {row['kv_head']}"
+    return f"{row['document']}, {head}" if documents else head
+
+
 def settings_text(settings: str | None) -> str:
     """Settings as a person reads them, from their JSON."""
     try:
@@ -137,9 +145,6 @@ def _place(row: Row, names: Mapping[str, str]) -> tuple:
 
 
 def _labelled(row: Row, run: Run, names: Mapping[str, str], documents: bool, twice: bool) -> Row:
-    # A published data set may not tell its layers; its document is then the head.
-    placed = row["layer"] is not None
-    head = f"layer {row['layer']}, KV head {row['kv_head']}" if placed else row["document"]
     n, d, read = row.get("n"), row.get("d"), row.get("keys_read")
     size = (
         None
@@ -154,7 +159,7 @@ def _labelled(row: Row, run: Run, names: Mapping[str, str], documents: bool, twi
         "base": index.removesuffix(f"@{row['transform']}"),
         "role": "oracle" if index == ORACLE else "floor" if index in FLOORS else "index",
         "learns": bool(row.get("learn_queries")),
-        "head": f"{row['document']}, {head}" if documents and placed else head,
+        "head": head_label(row, documents),
         "effort": settings_text(row.get("effort")),
         "settings": settings_text(row.get("settings")),
         "effort_json": row.get("effort"),

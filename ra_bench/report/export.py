@@ -56,7 +56,8 @@ def whole(spec: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
 def _scoped(page: Page, figure: Figure) -> Iterator[tuple[list[str], list[Row]]]:
     """The rows of each scope that has any, with what tells the scope from the others."""
     options = {one["name"]: [value for value, _ in one["options"] if value != ALL] for one in page.filters}
-    scopes = page.scopes["compare" if "data" in figure.filters else "decode"]
+    verb = "drift" if "drift" in figure.verbs else "compare" if "data" in figure.filters else "decode"
+    scopes = page.scopes[verb]
     told = [name for name in figure.filters if name not in ("head", "task") and len(options[name]) > 1]
     fixed = {name: options[name][0] for name in ("head", "task") if name in figure.filters and options[name]}
     seen = set()

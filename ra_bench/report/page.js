@@ -47,14 +47,17 @@ function passes(row, names) {
   });
 }
 
+// What the first verb settles, a later one does not move: it has no rows then until it is chosen.
 function agree(changed) {
+  const settled = new Set(changed ? [changed] : []);
   for (const scopes of Object.values(content.scopes)) {
     if (!scopes.length || (changed && !(changed in scopes[0]))) continue;
     const names = Object.keys(scopes[0]);
     const allowed = scopes.filter((scope) => !changed || state.chosen[changed] === ALL || scope[changed] === state.chosen[changed]);
     const score = (scope) => names.filter((name) => state.chosen[name] === ALL || scope[name] === state.chosen[name]).length;
     const best = allowed.reduce((a, b) => (b && (!a || score(b) > score(a)) ? b : a), null);
-    if (best) for (const name of names) if (state.chosen[name] !== ALL) state.chosen[name] = best[name];
+    if (best) for (const name of names) if (state.chosen[name] !== ALL && !settled.has(name)) state.chosen[name] = best[name];
+    if (best) names.forEach((name) => settled.add(name));
   }
 }
 

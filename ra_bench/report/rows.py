@@ -11,13 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ra_bench import drift_rows
 from ra_bench.decode import rows as decode_rows
 from ra_bench.errors import UsageError
 from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row, read_commands, refuse_schema
 
-SCHEMAS = {"compare": SCHEMA_VERSION, "decode": decode_rows.SCHEMA_VERSION}
+SCHEMAS = {
+    "compare": SCHEMA_VERSION,
+    "decode": decode_rows.SCHEMA_VERSION,
+    "drift": drift_rows.SCHEMA_VERSION,
+}
 # Every repeat and every query: a page shows what they amount to.
-LEFT_OUT = frozenset({*LONG_COLUMNS, *decode_rows.LONG_COLUMNS})
+LEFT_OUT = frozenset({*LONG_COLUMNS, *decode_rows.LONG_COLUMNS, *drift_rows.LONG_COLUMNS})
+# Where a row lies, for who needs what is left out of it.
+FILE, PLACE = "row_file", "row_place"
 
 
 @dataclass
@@ -70,7 +77,7 @@ def _read_run(path: Path) -> Run:
     identity = _identity(path)
     verb = identity.get("verb")
     if verb not in SCHEMAS:
-        raise UsageError(f"RESULTS: '{path}' holds results of {verb!r}; a report shows compare and decode")
+        raise UsageError(f"RESULTS: '{path}' holds results of {verb!r}; a report shows {', '.join(SCHEMAS)}")
     run = Run(path, verb, identity, [], read_commands(path))
     refuse_schema("RESULTS", path, identity.get("schema"), SCHEMAS[verb])
     damaged = []
@@ -122,7 +129,7 @@ def _rows_of(file: Path) -> list[Row] | None:
         return None
     if rows and not {"status", "index", "schema"} <= rows[0].keys():
         return None
-    return rows
+    return [row | {FILE: file, PLACE: place} for place, row in enumerate(rows)]
 
 
 def missing_columns(rows: Iterable[Row], columns: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from altair.utils.schemapi import debug_mode
 import ra_bench
 from ra_bench.errors import RunError, UsageError
 from ra_bench.report.about import Page
-from ra_bench.report.charts import building, decoding, heads, matched, quality, queries
+from ra_bench.report.charts import building, decoding, drifting, heads, matched, paired, quality, queries
 from ra_bench.report.charts.headlines import headlines
 from ra_bench.report.export import export
 from ra_bench.report.material import Material
@@ -20,7 +20,7 @@ from ra_bench.report.page import left_out, render
 from ra_bench.report.rows import read_runs
 from ra_bench.results import write_whole
 
-FAMILIES = (quality, matched, heads, queries, building, decoding)
+FAMILIES = (quality, matched, paired, heads, queries, building, drifting, decoding)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _mixed(material: Material) -> list[str]:
             f"rows of {len(machines)} machines ({'; '.join(machines)});"
             " the page shows one at a time unless asked"
         )
-    for verb in ("compare", "decode"):
+    for verb in ("compare", "decode", "drift"):
         threads = sorted(
             {
                 row["threads"]

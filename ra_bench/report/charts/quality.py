@@ -23,6 +23,7 @@ from ra_bench.report.figure import (
     variants,
     wide,
 )
+from ra_bench.report.intervals import MOST_SAMPLED_ROWS
 from ra_bench.report.material import Material
 from ra_bench.report.rows import missing_columns
 
@@ -75,13 +76,19 @@ TABLE = (
     Column("heads", "heads"),
     Column("machine", "machine"),
 )
+# Both intervals of each quantity, as text.
+INTERVALS = {
+    one.field: Column(f"{one.field}_sure", f"{one.label}, 95 % interval") for one in (*QUALITIES, *COSTS)
+}
 HOW = (
     "Each mark is one search setting; a line joins the settings that nothing cheaper of the same index"
     " beats, paler marks are beaten. Up and left is better (for throughput, right; for the output error,"
     " down). The dashed line is the oracle, exact top-k: no index does better at this k; the vertical one is"
-    " what its scan costs. Dotted lines are the floors: the last k keys (window) and random ones. A pointer"
-    " shows the settings; a click hides an index."
+    " what its scan costs. Dotted lines are the floors: the last k keys (window) and random ones. Bars"
+    " through the marks of a line are 95 % intervals: by query where the rows hold each query and each"
+    " repeat, else by head. A pointer shows the settings; a click hides an index."
 )
+FEW_SAMPLES = f" With more than {MOST_SAMPLED_ROWS:,} rows the intervals are by head."
 
 
 def figures(material: Material) -> list[Figure | LeftOut]:
@@ -108,9 +115,9 @@ def figures(material: Material) -> list[Figure | LeftOut]:
             wide=True,
             section=SECTION,
             title=title,
-            how=HOW,
+            how=HOW + FEW_SAMPLES * (len(material.compare) > MOST_SAMPLED_ROWS),
             rows=rows,
-            columns=TABLE,
+            columns=(*TABLE, *INTERVALS.values()),
             filters=("data", "k", "split", "head", "machine"),
             charts=charts,
             choices=choices,
@@ -142,18 +149,42 @@ def pareto(quality: Axis, cost: Axis, indexes: Sequence[str], detail: Sequence[s
             opacity=alt.when(hover).then(alt.value(0.9)).otherwise(alt.value(0.12)),
         )
     )
+    bars = _bars(points, quality, cost, marks, hover)
     dots = (
         points.mark_point(filled=True, size=75, stroke="transparent", strokeWidth=6)
         .encode(
             **marks,
             shape=index_shape(indexes),
-            tooltip=tooltip(TABLE),
+            tooltip=tooltip((*TABLE, INTERVALS[quality.field], INTERVALS[cost.field])),
             fillOpacity=alt.when("datum.frontier").then(alt.value(1)).otherwise(alt.value(0.3)),
             opacity=alt.when(hover).then(alt.value(1)).otherwise(alt.value(0.15)),
         )
         .add_params(hover)
     )
-    return wide(alt.layer(*_references(all_rows, cost, x, y), lines, dots))
+    return wide(alt.layer(*_references(all_rows, cost, x, y), lines, *bars, dots))
+
+
+def _bars(
+    points: alt.Chart, quality: Axis, cost: Axis, marks: dict[str, Any], hover: alt.Parameter
+) -> list[alt.Chart]:
+    """The intervals of quality and cost of the marks on a line; none where an end is not known."""
+    faint = alt.when(hover).then(alt.value(0.75)).otherwise(alt.value(0.08))
+    on_line = points.transform_filter("datum.frontier").transform_calculate(
+        y_low=_height(quality, "_low"), y_high=_height(quality, "_high")
+    )
+    bars = []
+    for axis, channels in (
+        (quality, {"y": _y(quality, "y_low"), "y2": alt.Y2("y_high:Q")}),
+        (cost, {"x": _x(cost, f"{cost.field}_low"), "x2": alt.X2(f"{cost.field}_high:Q")}),
+    ):
+        known = " && ".join(f"isValid(datum.{axis.field}_{end})" for end in ("low", "high"))
+        above = f" && datum.{axis.field}_low > 0" * axis.logarithmic
+        bars.append(
+            on_line.transform_filter(known + above)
+            .mark_rule(strokeWidth=1.6)
+            .encode(**(marks | channels), opacity=faint)
+        )
+    return bars
 
 
 def curves(quality: Axis, cost: Axis, indexes: Sequence[str], dash: alt.StrokeDash) -> Any:
@@ -218,40 +249,40 @@ def _with_frontier(points: alt.Chart, quality: Axis, cost: Axis, detail: Sequenc
     )
 
 
-def _height(quality: Axis) -> str:
+def _height(quality: Axis, end: str = "") -> str:
     if quality.stretched:
-        return f"-log(1 + {STRETCH_FLOOR} - datum.{quality.field}) / LN10"
-    return f"datum.{quality.field}"
+        return f"-log(1 + {STRETCH_FLOOR} - datum.{quality.field}{end}) / LN10"
+    return f"datum.{quality.field}{end}"
 
 
-def _x(cost: Axis) -> alt.X:
+def _x(cost: Axis, field: str = "") -> alt.X:
     scale = (
         alt.Scale(type="log", nice=False, padding=14)
         if cost.logarithmic
         else alt.Scale(zero=False, nice=False)
     )
     return alt.X(
-        f"{cost.field}:Q",
+        f"{field or cost.field}:Q",
         scale=scale,
         title=cost.title,
         axis=alt.Axis(format=cost.format, tickCount=6, labelOverlap="greedy"),
     )
 
 
-def _y(quality: Axis) -> alt.Y:
+def _y(quality: Axis, field: str = "y") -> alt.Y:
     if quality.stretched:
         ticks = [-math.log10(1 + STRETCH_FLOOR - value) for value in STRETCH_TICKS]
         axis = alt.Axis(
             values=ticks, labelExpr=f"format(1 + {STRETCH_FLOOR} - pow(10, -datum.value), '.2~f')"
         )
         return alt.Y(
-            "y:Q",
+            f"{field}:Q",
             scale=alt.Scale(domain=[min(ticks) - 0.02, max(ticks)], nice=False),
             title=quality.title,
             axis=axis,
         )
     return alt.Y(
-        "y:Q",
+        f"{field}:Q",
         scale=alt.Scale(zero=False, padding=12),
         title=quality.title,
         axis=alt.Axis(format=quality.format),
