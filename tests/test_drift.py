@@ -159,6 +159,19 @@ def test_what_is_refused_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_data_set_of_another_family_is_opened_and_says_what_it_lacks(tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for name, n in (("keys", 2000), ("queries", 50)):
+        np.save(folder / f"{name}.npy", np.random.default_rng(n).normal(size=(n, 8)).astype(np.float32))
+
+    done = ra_bench("drift", "--indexes", "flat", "--data", folder, "--tokens", "10")
+
+    assert done.returncode == 2
+    assert "--data: drift needs values and positions, which" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["ra", "qivf"])
 def test_an_eighth_of_the_keys_inserted_costs_at_most_a_point_of_recall(sample, tmp_path, spec):
