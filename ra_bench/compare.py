@@ -40,7 +40,8 @@ ALWAYS = ("flat", "window", "random")
 MEASURING = (
     *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
     *("split", "timing", "transform", "truth", "vectors", "scoring", "encoding", "rerank", "choosing"),
-    *("partition", "compressor", "wrapper", "head_file", "vector_set", "difficulty"),
+    *("partition", "compressor", "wrapper", "head_file", "vector_set", "difficulty", "checked_rows"),
+    "head_pool",
 )
 # What decides a method's answers in a folder of its own: code, and files like the heads of razor.
 METHOD_FILES = frozenset({".py", ".cpp", ".hpp", ".h", ".inl", ".json"})

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ra_bench.checked_rows import all_finite
 from ra_bench.errors import UsageError
-from ra_bench.index import all_finite
 from ra_bench.vectors import (
     MANIFEST,
     Allocate,

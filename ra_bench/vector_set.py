@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ra_bench.checked_rows import all_finite
 from ra_bench.errors import UsageError
-from ra_bench.index import all_finite
 from ra_bench.vectors import Allocate, HeadMetadata, HeadName, HeadVectors, scaled, select_heads
 
 INNER_PRODUCT = ("ip", "dot", "inner_product", "normalized")
