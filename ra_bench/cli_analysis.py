@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ra_bench.arguments import parse_tokens
-from ra_bench.cli_common import NUMBERS_WIDTH, Json, NoReport, command_line, err, names, out, report_of
+from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, report_of, wide
 from ra_bench.report import require_report
 
 app = typer.Typer()
@@ -36,7 +35,10 @@ def heads(
 @app.command()
 def drift(
     indexes: Annotated[str, typer.Option(help="Specs, separated by commas.")],
-    data: Annotated[Path | None, typer.Option(help="A dump's folder. Default: the built-in sample.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A data set's path, URL or name (ra-bench data list). Default: the sample."),
+    ] = None,
     tokens: Annotated[
         str, typer.Option(help="Keys that are inserted, as 8192, or several numbers: 1024,4096.")
     ] = "8192",
@@ -50,14 +52,14 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Tells what inserts cost: each index built whole, and grown by inserts, on the same heads."""
+    from ra_bench.data import open_data
     from ra_bench.datasets.sample import sample_path
     from ra_bench.drift_rows import Plan
     from ra_bench.registry import split as split_specs
-    from ra_bench.vectors import DataSet
 
-    dump = DataSet.open(sample_path() if data is None else data)
+    source = open_data(data or sample_path())
     counts = [parse_tokens(one, "--tokens") for one in names(tokens)]
-    plan = Plan(dump, tuple(split_specs(indexes)), tuple(counts), recall, threads)
+    plan = Plan(source, tuple(split_specs(indexes)), tuple(counts), recall, threads)
     _drift(plan, results or plan.folder, force, no_report, as_json)
 
 
@@ -152,7 +154,7 @@ def diff_results(
             print(json.dumps(table.as_row(change)))
     else:
         for one in table.tables(found, paired):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(one)
+            wide.print(one)
         for line in table.summary(found):
             out.print(line)
     if not across_machines and not all(one.same_machine for one in paired):

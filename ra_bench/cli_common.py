@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from ra_bench.errors import InterruptedRunError, RaBenchError
 from ra_bench.report import require_report
 
-# Columns of numbers are never squeezed: a narrow terminal or a pipe gets the whole lines.
-NUMBERS_WIDTH = 200
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+# For tables of numbers, whose columns are never squeezed: a narrow terminal or a pipe gets the whole lines.
+wide = Console(width=200, markup=False, highlight=False)
 
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
@@ -36,6 +38,26 @@ def shown(units: int, done: int, path: Path, mode: Any = "auto") -> Iterator[Any
         raise InterruptedRunError(
             f"interrupted: {progress.done} of {units} units are kept in {path}; go on with: {command_line()}"
         ) from error
+
+
+def print_results(
+    rows: Sequence[dict[str, Any]],
+    path: Path,
+    tables: Callable[[], Iterable[str | Table]],
+    long_columns: Collection[str],
+    as_json: bool,
+    report: bool,
+) -> None:
+    """Prints the rows that landed in `path`, as JSON lines or as `tables`; then the report, if wanted."""
+    if as_json:
+        for row in rows:
+            print(json.dumps({name: value for name, value in row.items() if name not in long_columns}))
+    else:
+        for part in tables():
+            (out if isinstance(part, str) else wide).print(part)
+        out.print(f"{len(rows)} rows in {path}/rows")
+    if report:
+        report_of(path)
 
 
 def report_of(path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.cli_common import Json, err, out, wide
 from ra_bench.errors import UsageError
 
 app = typer.Typer(
@@ -19,10 +20,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-out = Console(soft_wrap=True, markup=False, highlight=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
 Data = Annotated[str, typer.Argument(help="A data set's path or name; 'sample' is the built-in one.")]
 Layers = Annotated[str | None, typer.Option(help="Layers of the data set, as 0,8-11. Default: all.")]
 KvHeads = Annotated[str | None, typer.Option(help="KV heads, as 0,2-3. Default: all.")]
@@ -72,7 +70,7 @@ def info(data: Data, layers: Layers = None, kv_heads: KvHeads = None, as_json: J
         table.add_column(title, justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*[_cell(value) for value in row.values()])
-    Console(width=200, markup=False, highlight=False).print(table)
+    wide.print(table)
 
 
 @app.command()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from ra_bench.arguments import parse_numbers, parse_tokens
-from ra_bench.cli_common import NUMBERS_WIDTH, Json, NoReport, command_line, err, names, out, report_of, shown
+from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, print_results, shown
 
 app = typer.Typer()
 
@@ -127,16 +125,7 @@ def _decode(plan: Any, results: Path | None, force: bool, no_report: bool, as_js
     done = 0 if force else sum(folder.has(address) for address in addresses)
     with shown(len(addresses), done, path) as progress:
         rows = run_plan(plan, folder, progress, force)
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
-    else:
-        out.print(heading(rows))
-        for table in tables(rows):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows")
-    if not no_report:
-        report_of(path)
+    print_results(rows, path, lambda: [heading(rows), *tables(rows)], LONG_COLUMNS, as_json, not no_report)
     for line in ended(rows, ["skipped"]):
         err.print(line)
     failed = ended(rows, ["failed", "oom"])

@@ -40,8 +40,11 @@ ALWAYS = ("flat", "window", "random")
 MEASURING = (
     *("attention", "budgets", "head", "index", "machine", "measure", "metrics", "prepare", "snapshot"),
     *("split", "timing", "transform", "truth", "vectors", "scoring", "encoding", "rerank", "choosing"),
-    *("partition", "compressor", "wrapper", "head_file", "vector_set", "difficulty"),
+    *("partition", "compressor", "wrapper", "head_file", "vector_set", "difficulty", "checked_rows"),
+    "head_pool",
 )
+# What decides a method's answers in a folder of its own: code, and files like the heads of razor.
+METHOD_FILES = frozenset({".py", ".cpp", ".hpp", ".h", ".inl", ".json"})
 UNDEFINED = "undefined"  # of a head's facts: the columns that its data set does not define
 # The truth of a head may take this long whatever the limit of a unit, which is meant for indexes.
 TRUTH_TIMEOUT_S = 3600.0
@@ -307,11 +310,11 @@ def _unit_content(head: HeadName, spec: Spec) -> dict[str, Any]:
 def source_hash(cls: type[Index]) -> str:
     """Content hash of all code that decides a row: changed code and other versions are measured anew.
 
-    The method's file, what methods share (files of indexes/ that begin with an underscore), compiled parts,
-    the modules of the harness that measure, and the versions of the libraries.
+    The method's file or folder, what methods share (files of indexes/ that begin with an underscore), the
+    compiled parts, the modules of the harness that measure, and the versions of the libraries.
     """
     indexes = Path(inspect.getfile(index_class("flat"))).parent
-    files = [Path(inspect.getfile(cls)), *sorted(indexes.glob("_*.py"))]
+    files = [*_method_files(Path(inspect.getfile(cls))), *sorted(indexes.glob("_*.py"))]
     native = [module for module in cls.requires if module.startswith("ra_bench.")]
     measuring = [f"ra_bench.{name}" for name in MEASURING]
     for module in [*native, "ra_bench.indexes._native._native", *measuring]:
@@ -322,3 +325,10 @@ def source_hash(cls: type[Index]) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _method_files(file: Path) -> list[Path]:
+    """The file of a method's class; all of its folder where that is a package."""
+    if file.name != "__init__.py":
+        return [file]
+    return sorted(path for path in file.parent.rglob("*") if path.suffix in METHOD_FILES)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from ra_bench import compare as comparison
 from ra_bench import reproduce
 from ra_bench.budget_table import compared
-from ra_bench.cli_common import NUMBERS_WIDTH, command_line, err, out, report_of, shown
+from ra_bench.cli_common import command_line, err, out, print_results, shown
 from ra_bench.engine.task import Engine
 from ra_bench.errors import UsageError
 from ra_bench.progress import Mode
@@ -69,15 +67,8 @@ def compare(settings: comparison.Settings, ending: Ending, engine: Engine) -> li
     done = sum(folder.has(unit.address) for unit in plan.units) if not ending.force else 0
     with shown(len(plan.units), done, path, ending.progress) as watcher:
         rows = comparison.run_plan(plan, folder, watcher, ending.force, engine)
-    if ending.as_json:
-        for row in rows:
-            print(json.dumps({name: value for name, value in row.items() if name not in LONG_COLUMNS}))
-    else:
-        for table in compared(rows, ending.tables):
-            Console(width=NUMBERS_WIDTH, markup=False, highlight=False).print(table)
-        out.print(f"{len(rows)} rows in {path}/rows")
-    if ending.report:
-        report_of(path)
+    tables = partial(compared, rows, ending.tables)
+    print_results(rows, path, tables, LONG_COLUMNS, ending.as_json, ending.report)
     return rows
 
 

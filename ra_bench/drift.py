@@ -24,7 +24,7 @@ from ra_bench.head import Head
 from ra_bench.index import Index
 from ra_bench.measure import INSERT_BLOCK_TOKENS, settings_of_index
 from ra_bench.registry import create, index_class, parse
-from ra_bench.split import divide, evenly
+from ra_bench.split import divide, to_learn
 from ra_bench.truth import exact_topk, scores_of
 from ra_bench.vectors import HeadVectors
 
@@ -85,7 +85,7 @@ class _Task:
         if index.learn_queries:
             group = self.about.group
             seen = self.learn.blocks(self.learn.positions[::group] < self.positions[known], group)
-            chosen = evenly(seen, group, max(group, index.learn_queries))
+            chosen = to_learn(seen, group, index.learn_queries)
             learn = np.ascontiguousarray(chosen.vectors, np.float32)
             about = replace(about, query_positions=chosen.positions, query_heads=chosen.heads)
         started_s = time.perf_counter()

@@ -30,6 +30,11 @@ class InterruptedRunError(RaBenchError):
     exit_code = 130
 
 
+def one_line(error: Exception) -> str:
+    """What an error of a library says, in one line; its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not known: the closest match, then the list."""
     names = sorted(known)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_bench.errors import UsageError
-from ra_bench.index import all_finite
+from ra_bench.checked_rows import all_finite
+from ra_bench.errors import UsageError, one_line
 from ra_bench.vectors import (
     MANIFEST,
     Allocate,
@@ -104,7 +104,7 @@ class HeadFiles:
         try:
             rows = _read_rows(files, self._allocate)
         except (pa.ArrowException, OSError, MemoryError, KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{files[0]} is not a file of a dump: {_one_line(error)}") from error
+            raise UsageError(f"{files[0]} is not a file of a dump: {one_line(error)}") from error
         expected = sum(self._listed[kind].rows for kind in kinds if kind in self._listed)
         if len(rows.vectors) != expected:
             raise UsageError(f"{files[0]} holds {len(rows.vectors)} rows, {MANIFEST} lists {expected}")
@@ -209,7 +209,3 @@ def _check_queries(where: str, rows: Rows, dim: int, kv_head: int, group: int, p
 
 def _types(columns: dict[str, Any]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in columns.items()) or "none"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

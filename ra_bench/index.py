@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,9 +30,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
+from ra_bench.checked_rows import (
+    all_finite,  # noqa: F401 - for those who import it from here
+    checked_block,
+    checked_rows,
+)
 from ra_bench.head import Head
-
-_POOL_NAME = "ra-bench-heads"
+from ra_bench.head_pool import over_heads
 
 
 @dataclass
@@ -136,8 +138,8 @@ class Index(ABC):
         them in `self.keys` and `self.values` (C-contiguous; copied only if they are not), and sets
         `self.group`. Inputs are never written to. Raises ValueError for a wrong shape, type or value.
         """
-        self.keys = _checked_rows("keys", keys)
-        self.values = None if values is None else _checked_rows("values", values)
+        self.keys = checked_rows("keys", keys)
+        self.values = None if values is None else checked_rows("values", values)
         if self.values is not None and self.values.shape != self.keys.shape:
             raise ValueError(f"values must have the shape of keys {self.keys.shape}, got {self.values.shape}")
         if queries is not None and (queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]):
@@ -183,9 +185,9 @@ class Index(ABC):
             raise ValueError("an index built with values must be given values, and one built without none")
         if values is not None and values.shape != keys.shape:
             raise ValueError(f"values to insert must have the shape of keys {keys.shape}, got {values.shape}")
-        block = _checked_block("keys", keys, self.keys)  # both are checked before either is kept
+        block = checked_block("keys", keys, self.keys)  # both are checked before either is kept
         if self.values is not None and values is not None:
-            self.values = self._append("values", self.values, _checked_block("values", values, self.values))
+            self.values = self._append("values", self.values, checked_block("values", values, self.values))
         self.keys = self._append("keys", self.keys, block)
 
     def _append(self, name: str, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -289,7 +291,7 @@ class Index(ABC):
                 None if about is None else about[h],
             )
 
-        _over_heads(one, len(indexes), threads)
+        over_heads(one, len(indexes), threads)
 
     @classmethod
     def attend_layer(
@@ -316,7 +318,7 @@ class Index(ABC):
             def attend(h: int) -> None:
                 out.output[h], out.lse[h], works[h] = indexes[h].attend(queries[h], k, **effort)
 
-            _over_heads(attend, len(indexes), threads)
+            over_heads(attend, len(indexes), threads)
             return works
         ids = [np.empty((0, 0), np.int32)] * len(indexes)
         values = [index.values_to_attend for index in indexes]
@@ -325,7 +327,7 @@ class Index(ABC):
             found = indexes[h].search(queries[h], k, **effort)
             ids[h], works[h] = found.ids, attended_work(found, indexes[h].keys, values[h])
 
-        _over_heads(search, len(indexes), threads)
+        over_heads(search, len(indexes), threads)
         keys = [index.keys for index in indexes]
         gather_attention_layer(rows, ids, keys, values, out.output, out.lse, threads)
         return works
@@ -395,52 +397,3 @@ def _saved_about(folder: Path, expected: str) -> dict[str, Any]:
 def _files(folder: Path) -> list[Path]:
     """The files that `save` wrote into `folder`, but for those that tell that it ended."""
     return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "index.json"]
-
-
-def _checked_rows(name: str, rows: np.ndarray) -> np.ndarray:
-    if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32):
-        raise ValueError(f"{name} must be (n, d) float16 or float32, got {rows.shape} {rows.dtype}")
-    if not len(rows):
-        raise ValueError(f"{name} must not be empty, got {rows.shape}")
-    rows = np.ascontiguousarray(rows)
-    if not all_finite(rows):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return rows
-
-
-def _checked_block(name: str, block: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`block` in the type of `rows`, which it is to follow."""
-    if block.ndim != 2 or block.shape[1] != rows.shape[1]:
-        raise ValueError(f"{name} to insert must be (any, {rows.shape[1]}), got {block.shape}")
-    with np.errstate(over="ignore"):  # a number that float16 cannot hold becomes infinite, and is refused
-        block = block.astype(rows.dtype, copy=False)
-    if not all_finite(block):
-        raise ValueError(f"{name} to insert must be finite, got NaN or infinity")
-    return block
-
-
-def all_finite(rows: np.ndarray) -> bool:
-    """Whether `rows` (n, d) float16 or float32 hold no NaN or infinity; 131,072 x 128 take 5 ms."""
-    for start in range(0, len(rows), 4096):  # a block stays in the processor's cache
-        block = rows[start : start + 4096]
-        if block.dtype == np.float16:
-            # NumPy would convert float16 first; the exponent's bits tell, 8 times faster.
-            if block.size and (block.view(np.uint16) & 0x7C00).max() == 0x7C00:
-                return False
-        elif not np.isfinite(block).all():
-            return False
-    return True
-
-
-def _over_heads(one: Any, heads: int, threads: int) -> None:
-    if threads == 1 or heads == 1 or threading.current_thread().name.startswith(_POOL_NAME):
-        for h in range(heads):  # a pool's own thread must not wait for its fellows
-            one(h)
-        return
-    list(_pool(min(threads, heads)).map(one, range(heads)))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: a decoded token asks for them once a layer, and to start them would cost more."""
-    return ThreadPoolExecutor(threads, thread_name_prefix=_POOL_NAME)

@@ -6,11 +6,12 @@ which the machine reads random rows; `random_read_gb_per_s` measures that rate i
 
 from __future__ import annotations
 
-import os
 import time
 from functools import cache
 
 import numpy as np
+
+from ra_bench.hardware import core_count
 
 MIB = 1 << 20
 # Far beyond a core's own cache and, mostly, its share of the last level's.
@@ -101,4 +102,4 @@ def table(cores: int) -> str:
 
 
 if __name__ == "__main__":
-    print(table(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    print(table(core_count()))

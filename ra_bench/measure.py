@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def measure(job: Job, land: Callable[[Row], None]) -> Row:
     }
     scan_us = _exact_scan_us(exact_keys, bundle.test_queries[: index.group])
     too_slow_us = max(TOO_MANY_SCANS * scan_us, NEVER_TOO_SLOW_US)
-    with Snapshot(index, lambda: index.build(keys, values, learn, about)) as built:
+    with closing(Snapshot([index], lambda: index.build(keys, values, learn, about))) as built:
+        if index.is_stateful:
+            built.save()
         for k in ks_to_measure(index, job.ks, len(keys)):
             efforts = _distinct([effort | spec.effort for effort in index.effort_sweep(len(keys), k)])
             runs = [SettingRun(index, built, k, effort, job.threads) for effort in efforts]

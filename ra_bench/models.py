@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ra_bench.errors import RunError, UsageError
+from ra_bench.errors import RunError, UsageError, one_line
 from ra_bench.prompts import Tokenize, tokenize_bytes
 
 ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
@@ -234,11 +234,10 @@ def _scale_rope(config: Any, scaling: str, name: str) -> None:
 
 
 def _not_loaded(source: Source, error: Exception, what: str = "") -> RunError:
-    message = " ".join(str(error).split()) or type(error).__name__
     hint = ""
     if source.gguf_file is not None and isinstance(error, ImportError):
         hint = " (GGUF files need `pip install ra-bench[gguf]`)"
-    return RunError(f"{what}model {source.name} could not be loaded: {message[:400]}{hint}")
+    return RunError(f"{what}model {source.name} could not be loaded: {one_line(error)[:400]}{hint}")
 
 
 def _quiet() -> None:

@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ra_bench.errors import UsageError
+from ra_bench.errors import UsageError, one_line
 from ra_bench.results import write_stream
 
 
@@ -41,6 +41,5 @@ def fetch(url: str, name: str) -> Path:
     except FileNotFoundError:
         raise
     except Exception as error:  # each protocol is a library of its own, with its own errors
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"data set '{url}': {name} cannot be read: {message}") from error
+        raise UsageError(f"data set '{url}': {name} cannot be read: {one_line(error)}") from error
     return target

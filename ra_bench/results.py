@@ -292,6 +292,15 @@ def read_row_file(path: Path, columns: list[str] | None = None) -> pa.Table:
         ) from error
 
 
+def refuse_schema(argument: str, path: Path, version: Any, known: int = SCHEMA_VERSION) -> None:
+    """Raises UsageError where `path`, which `argument` names, holds rows of a `version` but `known`."""
+    if version != known:
+        raise UsageError(
+            f"{argument}: '{path}' holds rows of schema version {version}, this ra-bench reads {known};"
+            " measure them again"
+        )
+
+
 def _is_foreign(name: str) -> bool:
     """Whether a file has no place in a folder whose run began just now."""
     return name not in ("rows", "log", "run.json") and not name.startswith(".run.json.")

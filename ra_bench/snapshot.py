@@ -1,48 +1,44 @@
-"""`Snapshot`: a stateful index as `build` left it, so that each series of tokens starts from the same."""
+"""`Snapshot`: built indexes as they were at one moment, so that series of tokens start from the same."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from ra_bench.index import Index
 
 
 class Snapshot:
-    """Keeps a built index that `observe` changes, and brings it back; of any other index it keeps nothing.
+    """Keeps indexes on disk and brings them back; those that cannot be saved are built again by `rebuild`."""
 
-    Saved to disk; a method that cannot be saved is built again by `rebuild`. Used as a context.
-    """
-
-    def __init__(self, index: Index, rebuild: Callable[[], None]) -> None:
-        self._index, self._rebuild = index, rebuild
+    def __init__(self, indexes: Sequence[Index], rebuild: Callable[[], None]) -> None:
+        self._indexes, self._rebuild = indexes, rebuild
         self._folder: tempfile.TemporaryDirectory | None = None
 
-    def __enter__(self) -> Snapshot:
-        if not self._index.is_stateful:
-            return self
-        self._folder = tempfile.TemporaryDirectory(prefix="ra-bench-snapshot-")
+    def save(self) -> None:
+        """Keeps the indexes as they are now; once, where they can be saved."""
+        if self._folder is not None:
+            return
+        folder = tempfile.TemporaryDirectory(prefix="ra-bench-snapshot-")
         try:
-            self._index.save(Path(self._folder.name))
+            for number, index in enumerate(self._indexes):
+                index.save(Path(folder.name, str(number)))
         except NotImplementedError:
-            self._close()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+            folder.cleanup()
+            return
+        self._folder = folder
 
     def restore(self) -> None:
-        """Undoes all that the index has observed."""
-        if self._folder is not None:
-            self._index.restore(Path(self._folder.name), mmap=False)
-        elif self._index.is_stateful:
+        """Undoes all that the indexes have observed and inserted since."""
+        if self._folder is None:
             self._rebuild()
+            return
+        for number, index in enumerate(self._indexes):
+            index.restore(Path(self._folder.name, str(number)), mmap=False)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Removes what `save` kept."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

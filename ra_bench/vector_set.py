@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ra_bench.errors import UsageError
-from ra_bench.index import all_finite
+from ra_bench.checked_rows import all_finite
+from ra_bench.errors import UsageError, one_line
 from ra_bench.vectors import Allocate, HeadMetadata, HeadName, HeadVectors, scaled, select_heads
 
 INNER_PRODUCT = ("ip", "dot", "inner_product", "normalized")
@@ -97,7 +97,7 @@ class VectorSet:
         except UsageError:
             raise
         except Exception as error:  # a reader of foreign files may raise anything
-            raise UsageError(f"data set '{self.path}' cannot be read: {_one_line(error)}") from error
+            raise UsageError(f"data set '{self.path}' cannot be read: {one_line(error)[:300]}") from error
 
     def verify(self, progress: Callable[[str], None] = lambda _: None) -> list[str]:
         """Reads everything; checks checksums where there are any, and the neighbours that a file brings."""
@@ -305,7 +305,3 @@ def content_hash(file: Path, fresh: bool = False) -> str:
 def cache_folder() -> Path:
     """Where ra-bench keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ra-bench"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ra_bench.checked_rows import all_finite
 from ra_bench.errors import RunError, UsageError
 from ra_bench.head_file import ARROW_TYPES, COLUMN_TYPES, METADATA_KEY
-from ra_bench.index import all_finite
 from ra_bench.vectors import (
     MANIFEST,
     SCHEMA_VERSION,

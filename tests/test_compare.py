@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ra_bench.compare import Settings, make_plan, run_plan
+from ra_bench.compare import Settings, make_plan, run_plan, source_hash
 from ra_bench.errors import UsageError
+from ra_bench.registry import index_class
 from ra_bench.results import COLUMNS, ResultFolder
 from ra_bench.truth import exact_topk
 from ra_bench.vectors import DataSet
@@ -278,3 +279,31 @@ def test_a_folder_with_other_files_is_refused(dump, tmp_path) -> None:
 
     with pytest.raises(UsageError, match="new folder or one of the same run"):
         ResultFolder(tmp_path, {})
+
+
+def test_a_change_to_any_source_in_the_folder_of_a_method_is_measured_anew(tmp_path) -> None:
+    folder = tmp_path / "method"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PLANTED.read_text())
+    sources = [folder / name for name in ("router.py", "search.cpp", "search.hpp")]
+    for file in (*sources, folder / "NOTES.md"):
+        file.write_text("1")
+    cls = index_class(f"{folder}/__init__.py::Prefix")
+    hash_now = source_hash.__wrapped__  # its answers are kept for a process
+
+    before = hash_now(cls)
+    (folder / "NOTES.md").write_text("2")
+    assert hash_now(cls) == before
+    for file in sources:
+        file.write_text("2")
+        assert hash_now(cls) != before, file.name
+        before = hash_now(cls)
+
+
+def test_a_method_in_a_file_of_its_own_does_not_depend_on_its_neighbours(tmp_path) -> None:
+    file = tmp_path / "method.py"
+    file.write_text(PLANTED.read_text())
+    cls = index_class(f"{file}::Prefix")
+    before = source_hash.__wrapped__(cls)
+    (tmp_path / "other.py").write_text("1")
+    assert source_hash.__wrapped__(cls) == before

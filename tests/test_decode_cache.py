@@ -163,7 +163,7 @@ def test_insertions_are_undone_between_runs(llama):
     built.save()
     llama.run(llama.indexed(built, k=20, ef=40), steps=70)
     assert built.tokens == TOKENS - SINK_TOKENS - RECENT_TOKENS + INSERT_BLOCK_TOKENS
-    built.restore(llama.prefilled, llama.learn_sizes)
+    built.restore()
     assert built.tokens == TOKENS - SINK_TOKENS - RECENT_TOKENS
     again, _ = llama.run(llama.indexed(built, k=20, ef=40), steps=8)
     np.testing.assert_array_equal(first, again)

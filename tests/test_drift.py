@@ -14,8 +14,9 @@ from ra_bench.datasets.sample import sample_path
 from ra_bench import drift_rows
 from ra_bench.drift import HeadDrift, K
 from ra_bench.errors import UsageError
+from ra_bench.registry import index_class
 from ra_bench.results import ResultFolder
-from ra_bench.split import divide
+from ra_bench.split import divide, to_learn
 from ra_bench.vectors import DataSet
 
 
@@ -68,6 +69,30 @@ def test_recall_is_that_of_an_exact_scan_of_the_keys_so_far(sample, tmp_path):
     plain = [len(set(np.argsort(-s)[:K]) & set(f.tolist())) / K for s, f in zip(scores, found, strict=True)]
     np.testing.assert_allclose(row["recall_whole_by_query"][::50], plain, atol=0.011)
     assert row["recall_whole"] == pytest.approx(np.mean(row["recall_whole_by_query"]), abs=1e-6)
+
+
+def test_an_index_learns_from_the_same_queries_as_in_compare(sample, tmp_path, monkeypatch):
+    seen = []
+
+    class Learner(index_class("flat")):
+        learn_queries = 700
+
+        def build(self, keys, values=None, queries=None, about=None):
+            super().build(keys, values, queries, about)
+            seen.append((queries, about.query_positions))
+
+    monkeypatch.setattr("ra_bench.drift.create", lambda *_: Learner())
+    head = sample.load(sample.heads[0])
+    HeadDrift(head, (1000,)).measure("flat", 0.95, 1)
+
+    split, group = divide(head), head.about.group
+    first_inserted = head.key_positions[split.indexed][-1000]
+    before = split.learn.positions[::group] < first_inserted
+    expected = to_learn(split.learn.blocks(before, group), group, 700)
+    assert len(seen) == 2
+    for queries, positions in seen:
+        np.testing.assert_array_equal(positions, expected.positions)
+        np.testing.assert_array_equal(queries, expected.vectors)
 
 
 def test_a_run_goes_on_where_it_stopped(sample, tmp_path):
@@ -132,6 +157,19 @@ def test_what_is_refused_leaves_no_folder(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("ra-bench: --tokens must be from 1 to below the 31104 keys")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_of_another_family_is_opened_and_says_what_it_lacks(tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for name, n in (("keys", 2000), ("queries", 50)):
+        np.save(folder / f"{name}.npy", np.random.default_rng(n).normal(size=(n, 8)).astype(np.float32))
+
+    done = ra_bench("drift", "--indexes", "flat", "--data", folder, "--tokens", "10")
+
+    assert done.returncode == 2
+    assert "--data: drift needs values and positions, which" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

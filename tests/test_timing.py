@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def unchanged(index) -> Snapshot:
     def rebuild() -> None:
         raise AssertionError("an index without state is never restored")
 
-    return Snapshot(index, rebuild)
+    return Snapshot([index], rebuild)
 
 
 def test_a_method_without_search_is_timed_by_its_attention():
@@ -63,7 +64,8 @@ def test_state_grows_token_by_token_and_is_undone_after_each_series(name):
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     queries = np.ones((40, 4), np.float32)
     index.build(rows, rows)
-    with Snapshot(index, lambda: index.build(rows, rows)) as built:
+    with closing(Snapshot([index], lambda: index.build(rows, rows))) as built:
+        built.save()
         runs = [SettingRun(index, built, k, {}, threads=1) for k in (1, 2)]
         for run in (*runs, *runs):
             run.add_pass(queries, np.split(queries, 20))

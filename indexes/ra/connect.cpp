@@ -27,41 +27,6 @@ bool links_to(const Graph& graph, size_t from, int32_t key) {
 
 // Links the keys [from, graph.n) that are not `seen`. Returns how many there were.
 size_t link_lost(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
-                 std::vector<char>& seen, Graph& graph);
-
-}  // namespace
-
-std::vector<char> reached(const Graph& graph) {
-  std::vector<char> seen(graph.n, 0);
-  reach_from(graph, graph.entry, seen);
-  return seen;
-}
-
-size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
-               Graph& graph) {
-  std::vector<char> seen = reached(graph);
-  graph.unwalked = 0;
-  return link_lost(kernels, geometry, settings, 0, seen, graph);
-}
-
-void connect_new(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
-                 Graph& graph) {
-  std::vector<char> seen(graph.n, 1);
-  std::fill(seen.begin() + static_cast<std::ptrdiff_t>(from), seen.end(), 0);
-  for (size_t x = from; x < graph.n; ++x) {
-    const int32_t* row = graph.row(x);
-    for (size_t j = 0; j < graph.count(x) && !seen[x]; ++j) {
-      const size_t other = static_cast<size_t>(row[j]);  // links mostly go both ways
-      if (other < from && links_to(graph, other, static_cast<int32_t>(x)))
-        reach_from(graph, static_cast<int32_t>(x), seen);
-    }
-  }
-  link_lost(kernels, geometry, settings, from, seen, graph);
-}
-
-namespace {
-
-size_t link_lost(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
                  std::vector<char>& seen, Graph& graph) {
   Beam beam;
   std::vector<float> vector(geometry.keys.d);
@@ -94,4 +59,33 @@ size_t link_lost(const Kernels& kernels, const Geometry& geometry, const BuildSe
 }
 
 }  // namespace
+
+std::vector<char> reached(const Graph& graph) {
+  std::vector<char> seen(graph.n, 0);
+  reach_from(graph, graph.entry, seen);
+  return seen;
+}
+
+size_t connect(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,
+               Graph& graph) {
+  std::vector<char> seen = reached(graph);
+  graph.unwalked = 0;
+  return link_lost(kernels, geometry, settings, 0, seen, graph);
+}
+
+void connect_new(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings, size_t from,
+                 Graph& graph) {
+  std::vector<char> seen(graph.n, 1);
+  std::fill(seen.begin() + static_cast<std::ptrdiff_t>(from), seen.end(), 0);
+  for (size_t x = from; x < graph.n; ++x) {
+    const int32_t* row = graph.row(x);
+    for (size_t j = 0; j < graph.count(x) && !seen[x]; ++j) {
+      const size_t other = static_cast<size_t>(row[j]);  // links mostly go both ways
+      if (other < from && links_to(graph, other, static_cast<int32_t>(x)))
+        reach_from(graph, static_cast<int32_t>(x), seen);
+    }
+  }
+  link_lost(kernels, geometry, settings, from, seen, graph);
+}
+
 }  // namespace ra_bench

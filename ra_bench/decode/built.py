@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from ra_bench.decode.prefilled import Prefilled
 from ra_bench.index import Index
 from ra_bench.registry import Spec, create
+from ra_bench.snapshot import Snapshot
 
 
 class Built:
@@ -27,7 +26,7 @@ class Built:
         self.build_s = 0.0
         self.knn_s = 0.0
         self.learn_queries = 0
-        self._snapshot: tempfile.TemporaryDirectory | None = None
+        self._snapshot: Snapshot | None = None
 
     def build(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
         """Builds all layers, one after the other, each with all threads; the neighbours' time is apart.
@@ -48,6 +47,7 @@ class Built:
             self.learn_queries = 0 if queries is None else len(queries[0])
             self.indexes[layer] = indexes
         self.knn_s = prefilled.knn_s(wish.learn_queries) if wish.learn_neighbors else 0.0
+        self._snapshot = Snapshot(self._all, lambda: self._rebuild(prefilled, learn_sizes))
 
     @property
     def can_insert(self) -> bool:
@@ -76,26 +76,18 @@ class Built:
 
     def save(self) -> None:
         """Keeps the indexes as they are now, to `restore` them; once, where they can be saved."""
-        if self._snapshot is not None:
-            return
-        folder = tempfile.TemporaryDirectory(prefix="ra-bench-indexes-")
-        try:
-            for layer, number, index in self._numbered:
-                index.save(Path(folder.name, f"{layer}-{number}"))
-        except NotImplementedError:
-            folder.cleanup()
-            return
-        self._snapshot = folder
+        assert self._snapshot is not None
+        self._snapshot.save()
 
-    def restore(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
+    def restore(self) -> None:
         """Undoes insertions and observations: from what `save` kept or by building anew, on nobody's time."""
-        if self._snapshot is None:
-            times = self.build_s, self.knn_s
-            self.build(prefilled, learn_sizes)
-            self.build_s, self.knn_s = times
-            return
-        for layer, number, index in self._numbered:
-            index.restore(Path(self._snapshot.name, f"{layer}-{number}"), mmap=False)
+        assert self._snapshot is not None
+        self._snapshot.restore()
+
+    def _rebuild(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
+        times = self.build_s, self.knn_s
+        self.build(prefilled, learn_sizes)
+        self.build_s, self.knn_s = times
 
     def choose_effort(self, prefilled: Prefilled, k: int, least_share: float) -> dict[str, Any]:
         """The cheapest setting of the sweep that reads `least_share` of the keys a query, or the dearest.
@@ -120,13 +112,9 @@ class Built:
     def close(self) -> None:
         """Removes what `save` kept."""
         if self._snapshot is not None:
-            self._snapshot.cleanup()
-            self._snapshot = None
-
-    @property
-    def _numbered(self) -> list[tuple[int, int, Index]]:
-        return [(layer, h, index) for layer in self.layers for h, index in enumerate(self.indexes[layer])]
+            self._snapshot.close()
+            self._snapshot = None  # it knows how to build again, and so holds this object and the sample
 
     @property
     def _all(self) -> list[Index]:
-        return [index for _, _, index in self._numbered]
+        return [index for layer in self.layers for index in self.indexes[layer]]

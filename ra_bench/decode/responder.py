@@ -38,7 +38,6 @@ class _Prompt:
     prefilled: Prefilled
     fed: list[int]
     built: Built | None
-    learn_sizes: dict[int, int]
 
 
 class _Stream:
@@ -159,7 +158,7 @@ class Responder:
             built = Built(spec, layers, asked.threads, asked.seed)
             built.build(prefilled, learn_sizes)
         try:
-            yield _Prompt(prefilled, list(prompt[dense:]), built, learn_sizes)
+            yield _Prompt(prefilled, list(prompt[dense:]), built)
         finally:
             if built is not None:
                 built.close()
@@ -207,7 +206,7 @@ class Responder:
                 stream.feed(token)
             yield stream
         if built is not None and (stateful or layers[0].inserted_tokens):
-            built.restore(asked.prefilled, asked.learn_sizes)
+            built.restore()
 
     def _track(self) -> Track:
         if self._session.model.device.type == "cpu":

@@ -110,7 +110,7 @@ class Runner:
         row |= self._quality(made) | work_of(layers, keys) | costs(made.steps, search_share(layers))
         inserted = layers[0].inserted_tokens
         if more and (inserted or built.is_stateful):
-            built.restore(self._prefilled, self.learn_sizes)
+            built.restore()
         return row | {
             "effort": json.dumps(effort),
             "settings": json.dumps(settings_of_index(layers[0].indexes[0])),

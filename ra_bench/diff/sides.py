@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_bench.errors import RunError, UsageError
-from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row
+from ra_bench.results import LONG_COLUMNS, Row, refuse_schema
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,8 @@ def _identity(name: str, path: Path) -> dict[str, Any]:
         raise UsageError(f"{name}: '{marker}' cannot be read: {error!r}") from error
     if verb != "compare":
         raise UsageError(f"{name} must hold results of compare, '{path}' holds those of {verb}")
-    _refuse_schema(name, path, identity.get("schema"))
+    refuse_schema(name, path, identity.get("schema"))
     return dict(identity)
-
-
-def _refuse_schema(name: str, path: Path, version: Any) -> None:
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{name}: '{path}' holds rows of schema version {version}, this ra-bench reads {SCHEMA_VERSION};"
-            " measure them again"
-        )
 
 
 def _rows(name: str, file: Path) -> list[Row]:
@@ -107,7 +99,7 @@ def _rows(name: str, file: Path) -> list[Row]:
     if "schema" not in table.column_names:
         raise UsageError(f"{name}: '{file}' does not hold rows of compare")
     for version in table["schema"].unique().to_pylist():
-        _refuse_schema(name, file, version)
+        refuse_schema(name, file, version)
     samples = [column for column in LONG_COLUMNS if column in table.column_names]
     rows: list[Row] = table.drop_columns(samples).to_pylist()
     for column in samples:

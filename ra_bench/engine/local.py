@@ -268,9 +268,7 @@ class LocalEngine:
             if job.tries < TRIES:
                 return Outcome("lost", killed)
             status = "failed" if killed else "oom"
-            reason = (
-                killed.removeprefix("lost: ") or "killed by another's SIGKILL: out of memory, most likely"
-            )
+            reason = killed.removeprefix("lost: ") or KILLED_BY_ANOTHER
         else:
             signalled = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
             status, reason = "failed", f"{signalled or 'the process ended early'}; see '{log}'"

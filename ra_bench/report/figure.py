@@ -98,6 +98,39 @@ def index_shape(indexes: Sequence[str]) -> alt.Shape:
     return alt.Shape("index:N", scale=alt.Scale(domain=list(indexes), range=shapes), title=None)
 
 
+def stacked_bars(
+    y: str,
+    x: alt.X,
+    parts: tuple[str, Sequence[str], Sequence[str] | None],
+    total: str,
+    columns: Iterable[Column],
+    step: int,
+    axis: Any = alt.Undefined,
+    **bar: Any,
+) -> alt.TopLevelMixin:
+    """A bar for each value of the field `y`, those of least `total` first, `step` pixels apart.
+
+    `parts` are the field that names a bar's parts, its values and their colours (None: the theme's); `place`
+    of a row tells their order. `bar` is the look of a mark.
+    """
+    field, labels, colours = parts
+    scale = alt.Scale(domain=list(labels), range=list(colours) if colours else alt.Undefined)
+    bars = chart().mark_bar(**bar)
+    encoded = bars.encode(
+        y=alt.Y(
+            f"{y}:N",
+            title=None,
+            sort=alt.EncodingSortField(total, op="max", order="ascending"),
+            axis=axis,
+        ),
+        x=x,
+        color=alt.Color(f"{field}:N", title=None, scale=scale),
+        order=alt.Order("place:Q"),
+        tooltip=tooltip(columns),
+    )
+    return wide(encoded, alt.Step(step))
+
+
 def tooltip(columns: Iterable[Column]) -> list[alt.Tooltip]:
     """What a pointer over a mark shows: the columns of the table."""
     return [

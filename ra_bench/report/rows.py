@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ra_bench import drift_rows
 from ra_bench.decode import rows as decode_rows
 from ra_bench.errors import UsageError
-from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row, read_commands
+from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row, read_commands, refuse_schema
 
 SCHEMAS = {
     "compare": SCHEMA_VERSION,
@@ -79,7 +79,7 @@ def _read_run(path: Path) -> Run:
     if verb not in SCHEMAS:
         raise UsageError(f"RESULTS: '{path}' holds results of {verb!r}; a report shows {', '.join(SCHEMAS)}")
     run = Run(path, verb, identity, [], read_commands(path))
-    _refuse_schema(path, verb, identity.get("schema"))
+    refuse_schema("RESULTS", path, identity.get("schema"), SCHEMAS[verb])
     damaged = []
     for file in sorted((path / "rows").glob("*.parquet")):
         rows = _rows_of(file)
@@ -87,7 +87,7 @@ def _read_run(path: Path) -> Run:
             damaged.append(file.name)
             continue
         for version in {row.get("schema") for row in rows}:
-            _refuse_schema(file, verb, version)
+            refuse_schema("RESULTS", file, version, SCHEMAS[verb])
         run.rows += rows
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
@@ -117,14 +117,6 @@ def _identity(path: Path) -> dict[str, Any]:
     if not isinstance(identity, dict):
         raise UsageError(f"RESULTS: '{marker}' does not describe a run")
     return identity
-
-
-def _refuse_schema(path: Path, verb: str, version: Any) -> None:
-    if version != SCHEMAS[verb]:
-        raise UsageError(
-            f"RESULTS: '{path}' holds rows of schema version {version}, this ra-bench reads {SCHEMAS[verb]};"
-            " measure them again"
-        )
 
 
 def _rows_of(file: Path) -> list[Row] | None:

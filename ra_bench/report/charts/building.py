@@ -16,6 +16,7 @@ from ra_bench.report.figure import (
     chart,
     index_colour,
     index_shape,
+    stacked_bars,
     tooltip,
     wide,
 )
@@ -26,7 +27,6 @@ from ra_bench.table import TARGETS
 SECTION = "Cost to build"
 BAR = 24
 PARTS = (("build_s", "build"), ("knn_s", "neighbours"))
-AXIS_LABELS = alt.Axis(labelLimit=130)
 
 
 def figures(material: Material) -> list[Figure | LeftOut]:
@@ -66,21 +66,16 @@ def _build(material: Material) -> Figure | LeftOut:
         *(Column("index", "index"), Column("part", "part"), Column("seconds", "seconds per head", 3)),
         *(Column("total_s", "together", 3), Column("heads", "heads"), Column("settings", "build settings")),
     )
-    bars = (
-        chart()
-        .mark_bar(cornerRadius=2, height=15)
-        .encode(
-            y=alt.Y(
-                "index:N",
-                title=None,
-                sort=alt.EncodingSortField("total_s", op="max", order="ascending"),
-                axis=AXIS_LABELS,
-            ),
-            x=alt.X("seconds:Q", title="seconds per KV head (mean over heads)", axis=alt.Axis(tickCount=6)),
-            color=alt.Color("part:N", title=None, scale=alt.Scale(domain=[label for _, label in PARTS])),
-            order=alt.Order("place:Q"),
-            tooltip=tooltip(columns),
-        )
+    bars = stacked_bars(
+        "index",
+        alt.X("seconds:Q", title="seconds per KV head (mean over heads)", axis=alt.Axis(tickCount=6)),
+        ("part", [label for _, label in PARTS], None),
+        "total_s",
+        columns,
+        BAR,
+        alt.Axis(labelLimit=130),
+        cornerRadius=2,
+        height=15,
     )
     return Figure(
         name="build-time",
@@ -91,7 +86,7 @@ def _build(material: Material) -> Figure | LeftOut:
         rows=rows,
         columns=columns,
         filters=("data", "k", "split", "machine"),
-        charts={"": wide(bars, alt.Step(BAR))},
+        charts={"": bars},
         legend="own",
     )
 

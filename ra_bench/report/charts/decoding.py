@@ -19,6 +19,7 @@ from ra_bench.report.figure import (
     index_colour,
     index_shape,
     key,
+    stacked_bars,
     tooltip,
     variants,
     wide,
@@ -29,6 +30,7 @@ from ra_bench.results import Row
 SECTION = "Live decoding"
 FILTERS = ("model", "context", "machine")
 BAR = 26
+LOOK = {"cornerRadius": 1, "height": 17}  # of a bar
 ANSWERS = (
     ("score", "score", "mean score ↑"),
     ("kl", "KL from dense", "KL divergence from dense's next token, nats ↓ (lower is better)"),
@@ -142,22 +144,15 @@ def _latency(material: Material) -> Figure | LeftOut:
         *(Column("run", "run"), Column("part", "part"), Column("ms", "mean ms", 3)),
         *(Column("tpot_ms", "ms per token, median", 4), Column("capture", "path")),
     )
-    y = alt.Y(
-        "run:N",
-        title=None,
-        sort=alt.EncodingSortField("tpot_ms", op="max", order="ascending"),
-        axis=alt.Axis(labelLimit=130),
-    )
-    bars = (
-        chart()
-        .mark_bar(cornerRadius=1, height=17)
-        .encode(
-            y=y,
-            x=alt.X("ms:Q", title="ms per token (means of the parts)"),
-            color=alt.Color("part:N", title=None, scale=alt.Scale(domain=known, range=colours)),
-            order=alt.Order("place:Q"),
-            tooltip=tooltip(columns),
-        )
+    bars = stacked_bars(
+        "run",
+        alt.X("ms:Q", title="ms per token (means of the parts)"),
+        ("part", known, colours),
+        "tpot_ms",
+        columns,
+        BAR,
+        alt.Axis(labelLimit=130),
+        **LOOK,
     )
     return Figure(
         name="latency-parts",
@@ -168,7 +163,7 @@ def _latency(material: Material) -> Figure | LeftOut:
         rows=rows,
         columns=columns,
         filters=(*FILTERS, "task"),
-        charts={"": wide(bars, alt.Step(BAR))},
+        charts={"": bars},
         legend="own",
         verbs=("decode",),
     )
@@ -183,23 +178,14 @@ def _memory(material: Material) -> Figure | LeftOut:
         *(Column("run", "run"), Column("context", "context"), Column("kind", "memory of")),
         *(Column("megabytes", "MB", 4), Column("total_mb", "MB together", 4)),
     )
-    y = alt.Y("run:N", title=None, sort=alt.EncodingSortField("total_mb", op="max", order="ascending"))
-    bars = (
-        chart()
-        .mark_bar(cornerRadius=1, height=17)
-        .encode(
-            y=y,
-            x=alt.X("megabytes:Q", title="MB when decoding begins", axis=alt.Axis(tickCount=6)),
-            color=alt.Color(
-                "kind:N",
-                title=None,
-                scale=alt.Scale(
-                    domain=[label for _, label in MEMORY], range=list(theme.PARTS[: len(MEMORY)])
-                ),
-            ),
-            order=alt.Order("place:Q"),
-            tooltip=tooltip(columns),
-        )
+    bars = stacked_bars(
+        "run",
+        alt.X("megabytes:Q", title="MB when decoding begins", axis=alt.Axis(tickCount=6)),
+        ("kind", [label for _, label in MEMORY], theme.PARTS[: len(MEMORY)]),
+        "total_mb",
+        columns,
+        BAR,
+        **LOOK,
     )
     return Figure(
         name="memory-parts",
@@ -210,7 +196,7 @@ def _memory(material: Material) -> Figure | LeftOut:
         rows=rows,
         columns=columns,
         filters=FILTERS,
-        charts={"": wide(bars, alt.Step(BAR))},
+        charts={"": bars},
         legend="own",
         verbs=("decode",),
     )
