@@ -107,6 +107,7 @@ class HeadWriter:
             return
         self._flush()
         self._file.close()
+        del self._file  # a closed writer keeps its buffers: five times the file
         self._sink.sync()
         self._sink.close()
         self._partial.rename(self.path)
@@ -115,7 +116,8 @@ class HeadWriter:
     def discard(self) -> None:
         """Removes the file, whole or not."""
         try:
-            self._file.close()
+            if not self._closed:
+                self._file.close()
             self._sink.close()
         except (OSError, pa.ArrowException):  # a full disk: the footer does not fit either
             pass

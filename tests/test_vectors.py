@@ -367,3 +367,14 @@ def test_a_footer_that_speaks_of_too_many_rows_is_refused(folder, monkeypatch):
 def test_a_dump_can_be_moved(tmp_path, folder):
     moved = shutil.move(folder, tmp_path / "elsewhere")
     DataSet.open(moved).load(HEAD)
+
+
+def test_closed_files_of_an_open_dump_hold_no_memory(tmp_path):
+    vectors = np.ones((20_000, 64), np.float16)
+    with DumpWriter(tmp_path / "d") as dump:
+        before = pa.total_allocated_bytes()
+        for kv_head in range(4):
+            file = dump.open(HeadName("doc000", 0, kv_head), "keys", 64, metadata())
+            file.append(vectors, np.arange(len(vectors)))
+            dump.close(file)
+        assert pa.total_allocated_bytes() - before < vectors.nbytes
