@@ -2,8 +2,10 @@
 
 Fu, Xiang, Wang, Cai, "Fast approximate nearest neighbor search with the navigating spreading-out graph",
 PVLDB 2019, arXiv 1707.00143; faiss: arXiv 2401.08281. Differs: distances are negative inner products; the
-neighbour graph that it prunes is exact. faiss never ends where many keys are equal: the graph is of distinct
-rows. It cannot build the graph of few keys: up to four times max(neighbors, degree) are scanned instead.
+neighbour graph that it prunes is exact. With `learn_queries` (not in the paper; for an ablation) that graph
+joins what queries find together, as `ra` does, and the nearest keys where there is room. faiss never ends
+where many keys are equal: the graph is of distinct rows. It cannot build the graph of few keys: up to four
+times max(neighbors, degree) are scanned instead.
 Build O(n² d) for the exact neighbours and O(n log n) for the graph, search O(ef log n); no insert.
 """
 
@@ -15,7 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ra_bench.indexes._faiss import library, read, use_threads
-from ra_bench.indexes._graph import ef_sweep
+from ra_bench.indexes._graph import ef_sweep, projected_neighbors
+from ra_bench.indexes._learn import learn_set
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Work, pad_ids
@@ -36,6 +39,8 @@ class Nsg(Index):
     degree: int = 32  # the paper's m, faiss' R: most links of a node
     neighbors: int = 64  # the paper's k, faiss' GK: neighbours of a node in the graph that is pruned
     build_ef: int = 64  # the paper's l, faiss' L: queue length of the build's searches
+    learn_queries: int = 0
+    learn_neighbors: int = 0
 
     def __post_init__(self) -> None:
         for name in ("degree", "neighbors", "build_ef"):
@@ -62,7 +67,12 @@ class Nsg(Index):
             self._index.build_type = 0  # exact neighbours
             self._index.GK = self.neighbors
             self._index.nsg.L = self.build_ef
-        self._index.add(rows)
+        if self.learn_queries and queries is not None and self._twins is None and not self._scans:
+            _, found = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
+            _, near = faiss.knn(rows, rows, self.neighbors + 1, metric=faiss.METRIC_INNER_PRODUCT)
+            self._index.build(rows, projected_neighbors(near, found))
+        else:
+            self._index.add(rows)
 
     def _distinct(self, rows: np.ndarray) -> np.ndarray:
         """The distinct rows; `_twins` keeps which ids each stands for, where not each stands for itself."""

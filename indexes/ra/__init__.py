@@ -72,6 +72,7 @@ class Ra(Index):
     seeds: int = 32
     kept_queries: int = 4096
     per_query_head: bool = False
+    learn: Literal["queries", "keys"] = "queries"  # keys: for an ablation, queries stay unused
 
     def __post_init__(self) -> None:
         for name in ("degree", "learn_neighbors", "pivots", "candidates"):
@@ -90,6 +91,7 @@ class Ra(Index):
     ) -> None:
         """Builds the graph, or one a query head, from learn queries or else from a sample of the keys."""
         super().build(keys, values, queries, about)
+        queries = queries if self.learn == "queries" else None
         learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
         radius = 0.0
         if self.prune == "lifted":
@@ -156,8 +158,10 @@ class Ra(Index):
         ]
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
-        """`ef` from half of k to 12 k, no more than n."""
-        efforts = {max(1, min(n, round(k * times))) for times in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)}
+        """`ef` from half of k to 27 k, no more than n."""
+        efforts = {
+            max(1, min(n, round(k * times))) for times in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 18, 27)
+        }
         return [{"ef": ef} for ef in sorted(efforts)]
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
