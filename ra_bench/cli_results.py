@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ra_bench.cli_common import out
 from ra_bench.errors import UsageError
 
 app = typer.Typer(help="What result folders hold.", no_args_is_help=True, rich_markup_mode=None)
@@ -40,8 +41,7 @@ def list_results(
         counts = [str(count) for count in (one.units, one.rows, one.failed, one.damaged)]
         names = ", ".join(one.indexes)
         table.add_row(one.folder, one.verb, *counts, f"{one.bytes / 1e6:.1f}", one.last, names)
-    console = Console(markup=False, highlight=False)
-    console.print(table, width=max(112, console.width))
+    Console(width=max(112, out.width), markup=False, highlight=False).print(table)
 
 
 @app.command("export")
