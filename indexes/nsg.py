@@ -3,9 +3,9 @@
 Fu, Xiang, Wang, Cai, "Fast approximate nearest neighbor search with the navigating spreading-out graph",
 PVLDB 2019, arXiv 1707.00143; faiss: arXiv 2401.08281. Differs: distances are negative inner products; the
 neighbour graph that it prunes is exact. With `learn_queries` (not in the paper; for an ablation) that graph
-joins what queries find together, as `ra` does, and the nearest keys where there is room. faiss never ends
-where many keys are equal: the graph is of distinct rows. It cannot build the graph of few keys: up to four
-times max(neighbors, degree) are scanned instead.
+joins what queries find together, as `ra` does, and the nearest keys where there is room; where keys are equal
+it stays the paper's. faiss never ends where many keys are equal: the graph is of distinct rows. It cannot
+build the graph of few keys: up to four times max(neighbors, degree) are scanned instead.
 Build O(n² d) for the exact neighbours and O(n log n) for the graph, search O(ef log n); no insert.
 """
 
@@ -46,6 +46,9 @@ class Nsg(Index):
         for name in ("degree", "neighbors", "build_ef"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        learn = self.learn_queries, self.learn_neighbors
+        if min(learn) < 0 or (min(learn) == 0) != (max(learn) == 0):
+            raise ValueError(f"learn_queries and learn_neighbors must both be 0 or both above, got {learn}")
 
     def build(
         self,

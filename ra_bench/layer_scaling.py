@@ -6,8 +6,10 @@ threads. Where a call reads random rows, the machine's own rate of such reads bo
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,7 +17,6 @@ import numpy as np
 import typer
 
 from ra_bench import metrics
-from ra_bench.cli_common import names
 from ra_bench.data import open_data
 from ra_bench.datasets.sample import sample_path
 from ra_bench.errors import RaBenchError, UsageError
@@ -23,6 +24,7 @@ from ra_bench.hardware import core_count
 from ra_bench.index import Index, Partial, Work
 from ra_bench.machine import random_read_gb_per_s, thread_counts
 from ra_bench.registry import create
+from ra_bench.registry import split as split_specs
 from ra_bench.split import divide, to_learn
 from ra_bench.truth import exact_topk, scores_of
 from ra_bench.vectors import HeadVectors
@@ -56,12 +58,21 @@ class Layer:
                 raise UsageError(f"--data: heads of a layer have values and as many query heads; {head.name}")
             keys.append(np.ascontiguousarray(head.keys[split.indexed]))  # a copy a head: no two share a cache
             values.append(np.ascontiguousarray(head.values[split.indexed]))
-            learn.append(np.ascontiguousarray(to_learn(split.learn, group, wish).vectors, np.float32))
-            about.append(head.about)
+            positions = None if head.key_positions is None else head.key_positions[split.indexed]
+            chosen = to_learn(split.learn, group, wish)
+            learn.append(np.ascontiguousarray(chosen.vectors, np.float32))
+            about.append(
+                replace(
+                    head.about,
+                    key_positions=positions,
+                    query_positions=chosen.positions,
+                    query_heads=chosen.heads,
+                )
+            )
             tokens.append(np.asarray(split.test.vectors, np.float32).reshape(-1, group, keys[-1].shape[1]))
         least = min(map(len, tokens))
         self.tokens = np.ascontiguousarray(np.stack([rows[:least] for rows in tokens], axis=1))
-        type(self.indexes[0]).build_layer(self.indexes, keys, values, learn if wish else None, None, threads)
+        type(self.indexes[0]).build_layer(self.indexes, keys, values, learn if wish else None, about, threads)
         shape = self.tokens.shape[1:]
         self.out = Partial(np.empty(shape, np.float32), np.empty(shape[:2], np.float32), Work())
 
@@ -78,7 +89,8 @@ class Layer:
         ]
         exact = [index.keys.astype(np.float32) for index in self.indexes]
         true = [exact_topk(rows, keys, k)[1] for rows, keys in zip(queries, exact, strict=True)]
-        efforts = self.indexes[0].effort_sweep(len(exact[0]), k)
+        first = self.indexes[0]
+        efforts = [{**effort, **first.fixed_effort} for effort in first.effort_sweep(len(exact[0]), k)]
         for effort in efforts:
             found = []
             for index, rows, keys, best in zip(self.indexes, queries, exact, true, strict=True):
@@ -140,12 +152,15 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Most threads. Default: all cores.")] = None,
 ) -> None:
     """Prints, for each index, the time of a layer's call on 1, 2, 4 … threads."""
-    if heads < 1:
-        raise UsageError(f"--heads must be at least 1, got {heads}")
+    for name, value in (("--heads", heads), ("--k", k), ("--threads", 1 if threads is None else threads)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    if not 0 < recall <= 1:
+        raise UsageError(f"--recall must be above 0, at most 1, got {recall:g}")
     opened = open_data(str(sample_path() if data is None else data))
     vectors = [opened.load(name) for name in opened.heads]
     cores = threads or core_count()
-    for spec in names(indexes):
+    for spec in split_specs(indexes):
         for line in lines(spec, Layer(spec, vectors, heads, cores), k, recall, cores):
             print(line, flush=True)
         print(flush=True)
@@ -155,7 +170,8 @@ def _main() -> None:
     try:
         typer.run(main)
     except RaBenchError as error:
-        raise SystemExit(f"ra-bench: {error}") from error
+        print(f"ra-bench: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

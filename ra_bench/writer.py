@@ -61,7 +61,7 @@ class HeadWriter:
         )
         self._sink = _HashedFile(self._partial)
         # Real vectors shrink by 6 % under zstd, at a third of the speed.
-        self._file = pq.ParquetWriter(
+        self._file: pq.ParquetWriter | None = pq.ParquetWriter(
             self._sink, self._schema, compression="none", use_dictionary=False, write_statistics=False
         )
 
@@ -106,8 +106,9 @@ class HeadWriter:
         if self._closed:
             return
         self._flush()
+        assert self._file is not None
         self._file.close()
-        del self._file  # a closed writer keeps its buffers: five times the file
+        self._file = None  # a closed writer keeps its buffers: five times the file
         self._sink.sync()
         self._sink.close()
         self._partial.rename(self.path)
@@ -116,7 +117,7 @@ class HeadWriter:
     def discard(self) -> None:
         """Removes the file, whole or not."""
         try:
-            if not self._closed:
+            if self._file is not None:
                 self._file.close()
             self._sink.close()
         except (OSError, pa.ArrowException):  # a full disk: the footer does not fit either
@@ -127,7 +128,7 @@ class HeadWriter:
             self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        if self._waiting:
+        if self._waiting and self._file is not None:
             table = pa.Table.from_batches(self._waiting, self._schema).combine_chunks()
             self._file.write_table(table, row_group_size=_ROW_GROUP_ROWS)
             self._waiting.clear()

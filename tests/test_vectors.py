@@ -378,3 +378,16 @@ def test_closed_files_of_an_open_dump_hold_no_memory(tmp_path):
             file.append(vectors, np.arange(len(vectors)))
             dump.close(file)
         assert pa.total_allocated_bytes() - before < vectors.nbytes
+
+
+def test_a_disk_that_fills_up_as_a_file_is_closed_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ra_bench.writer._HashedFile.sync", full)
+    with DumpWriter(tmp_path / "d") as dump:
+        files = [dump.open(HeadName("doc000", 0, kv_head), "keys", D, metadata()) for kv_head in range(2)]
+        files[0].append(rows(N, 0), np.arange(N))
+        with pytest.raises(OSError, match="No space"):
+            dump.close(files[0])
+    assert not (tmp_path / "d").exists()
