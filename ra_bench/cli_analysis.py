@@ -55,11 +55,13 @@ def drift(
     from ra_bench.data import open_data
     from ra_bench.datasets.sample import sample_path
     from ra_bench.drift_rows import Plan
+    from ra_bench.registry import parse
     from ra_bench.registry import split as split_specs
 
     source = open_data(data or sample_path())
     counts = [parse_tokens(one, "--tokens") for one in names(tokens)]
-    plan = Plan(source, tuple(split_specs(indexes)), tuple(counts), recall, threads)
+    specs = tuple(str(parse(spec)) for spec in split_specs(indexes))
+    plan = Plan(source, specs, tuple(counts), recall, threads)
     _drift(plan, results or plan.folder, force, no_report, as_json)
 
 

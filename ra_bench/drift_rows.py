@@ -40,7 +40,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "d": (_COUNT, "head dimension"),
     "key_type": (_TEXT, "type of the stored keys"),
     "test_queries": (_COUNT, "test query rows"),
-    "index": (_TEXT, "spec string, without effort"),
+    "index": (_TEXT, "spec string"),
     "settings": (_TEXT, "build settings, JSON"),
     "effort": (_TEXT, "search settings of both, JSON: the cheapest with which the whole one is good enough"),
     "k": (_COUNT, "results asked for"),
