@@ -16,7 +16,7 @@ from ra_bench.data import DataSource
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError
 from ra_bench.registry import index_class, parse
-from ra_bench.results import ResultFolder, Row, content_address
+from ra_bench.results import HEAD_COLUMNS, ResultFolder, Row, content_address
 from ra_bench.vectors import HeadName
 
 SCHEMA_VERSION = 1
@@ -29,13 +29,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "unit": (_TEXT, "content address of the unit: an index on a head"),
     "status": (_TEXT, "ok or failed"),
     "reason": (_TEXT, "why it is not ok, in one line"),
-    "data": (_TEXT, "name of the data set"),
-    "data_hash": (_TEXT, "content hash of the data set"),
-    "model": (_TEXT, "model that made the vectors"),
-    "document": (_TEXT, "document of the data set"),
-    "layer": (_COUNT, "decoder layer"),
-    "kv_head": (_COUNT, "KV head"),
-    "group": (_COUNT, "query heads per KV head (G)"),
+    **HEAD_COLUMNS,
     "n": (_COUNT, "keys in both indexes"),
     "d": (_COUNT, "head dimension"),
     "key_type": (_TEXT, "type of the stored keys"),

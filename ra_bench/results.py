@@ -36,12 +36,8 @@ COMMANDS = "commands.txt"
 _SAMPLES = pa.list_(pa.float32())
 _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
-# Column → type and meaning. Per-query quantities are means over test queries unless their name says more;
-# `_by_query` and `_samples` keep every value. None where a quantity is not defined or a library hides it.
-COLUMNS: dict[str, tuple[pa.DataType, str]] = {
-    "unit": (_TEXT, "content address of the unit"),
-    "status": (_TEXT, "ok, failed, timeout, oom or skipped"),
-    "reason": (_TEXT, "why it is not ok, in one line"),
+# Which head of which data set a row is about: the same in every verb that measures heads.
+HEAD_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "data": (_TEXT, "name of the data set"),
     "data_hash": (_TEXT, "content hash of the data set"),
     "model": (_TEXT, "model that made the vectors"),
@@ -49,6 +45,14 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "layer": (_COUNT, "decoder layer"),
     "kv_head": (_COUNT, "KV head"),
     "group": (_COUNT, "query heads per KV head (G)"),
+}
+# Column → type and meaning. Per-query quantities are means over test queries unless their name says more;
+# `_by_query` and `_samples` keep every value. None where a quantity is not defined or a library hides it.
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "unit": (_TEXT, "content address of the unit"),
+    "status": (_TEXT, "ok, failed, timeout, oom or skipped"),
+    "reason": (_TEXT, "why it is not ok, in one line"),
+    **HEAD_COLUMNS,
     "n": (_COUNT, "keys in the index"),
     "d": (_COUNT, "head dimension"),
     "key_type": (_TEXT, "type of the stored keys"),
