@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ra_bench import metrics
 from ra_bench.errors import UsageError
 from ra_bench.head import Head
 from ra_bench.index import Index
 from ra_bench.measure import INSERT_BLOCK_TOKENS, settings_of_index
 from ra_bench.registry import create, index_class, parse
 from ra_bench.split import divide, to_learn
-from ra_bench.truth import exact_topk, scores_of
+from ra_bench.truth import exact_topk, recall_of
 from ra_bench.vectors import HeadVectors
 
 K = 100
@@ -97,9 +96,9 @@ class _Task:
         if n not in self._true:
             self._true[n] = exact_topk(self.queries, self.keys[:n], K)[1]
         found = index.search(self.queries, K, **effort)
-        scores = metrics.distinct_scores(found.ids, scores_of(self.queries, self.exact_keys, found.ids))
+        recall = recall_of(self.queries, self.exact_keys, found.ids, self._true[n])
         read = found.work.keys_read
-        return Answers(metrics.recall(scores, self._true[n]), None if read is None else float(np.mean(read)))
+        return Answers(recall, None if read is None else float(np.mean(read)))
 
 
 class HeadDrift:

@@ -16,7 +16,6 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from ra_bench import metrics
 from ra_bench.data import open_data
 from ra_bench.datasets.sample import sample_path
 from ra_bench.errors import RaBenchError, UsageError
@@ -26,7 +25,7 @@ from ra_bench.machine import random_read_gb_per_s, thread_counts
 from ra_bench.registry import create
 from ra_bench.registry import split as split_specs
 from ra_bench.split import divide, to_learn
-from ra_bench.truth import exact_topk, scores_of
+from ra_bench.truth import exact_topk, recall_of
 from ra_bench.vectors import HeadVectors
 
 PASS_S = 1.0  # a thread count is measured for about this long
@@ -95,8 +94,7 @@ class Layer:
             found = []
             for index, rows, keys, best in zip(self.indexes, queries, exact, true, strict=True):
                 ids = index.search(rows, k, **effort).ids
-                scores = metrics.distinct_scores(ids, scores_of(rows, keys, ids))
-                found.append(metrics.recall(scores, best).mean())
+                found.append(recall_of(rows, keys, ids, best).mean())
             if np.mean(found) >= recall:
                 return effort
         return efforts[-1]

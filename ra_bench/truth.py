@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ra_bench import metrics
 from ra_bench.attention import BLOCK_ELEMENTS, best_device, key_rows, on_device
 
 if TYPE_CHECKING:
@@ -111,3 +112,8 @@ def scores_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray) -> np.ndar
         exact = np.einsum("rkd,rd->rk", gathered, np.asarray(queries[block], np.float32))
         scores[block] = np.where(ids[block] >= 0, exact, -np.inf)
     return scores
+
+
+def recall_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Recall (m,) of the keys `ids` (m, k) of each query against the exact top-k scores `true` (m, k)."""
+    return metrics.recall(metrics.distinct_scores(ids, scores_of(queries, keys, ids)), true)

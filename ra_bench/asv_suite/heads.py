@@ -174,13 +174,12 @@ def judge(data: str, index: Any, effort: dict[str, Any]) -> Measured:
     """Miss, output error and share of keys read over all test queries."""
     from ra_bench import metrics
     from ra_bench.attention import merge
-    from ra_bench.truth import scores_of
+    from ra_bench.truth import recall_of
 
     head = bundle(data)
     queries, keys = np.array(head.test_queries), np.asarray(head.keys, np.float32)
     found, part = index.search(queries, K, **effort), index.attend(queries, K, **effort)
-    scores = metrics.distinct_scores(found.ids, scores_of(queries, keys, found.ids))
-    recall = metrics.recall(scores, head.true_scores[:, :K])
+    recall = recall_of(queries, keys, found.ids, head.true_scores[:, :K])
     output, _ = merge([(part.output, part.lse), (head.static_output, head.static_lse)])
     error = metrics.output_error(output, head.total_output)
     read = found.work.keys_read
