@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ra_bench.indexes._native._native import dot_rows
+from ra_bench.indexes._native._native import dot_rows, kernels
 from ra_bench.indexes.ra import _ra
 
 from ra_bench.errors import UsageError
@@ -93,7 +93,7 @@ def test_with_keys_as_the_learn_set_queries_change_nothing():
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_change_nothing(index, threads):
     other = built(keys=KEYS, learn=LEARN, threads=threads)
-    for name in ("links", "kept", "centroids", "seeds", "sample"):
+    for name in ("links", "kept", "centroids", "seeds", "sample", "codes"):
         np.testing.assert_array_equal(getattr(index._graphs[0], name), getattr(other._graphs[0], name))
     one, many = index.search(TEST, 50), other.search(TEST, 50)
     np.testing.assert_array_equal(one.ids, many.ids)
@@ -150,59 +150,123 @@ def test_two_far_islands_are_joined():
     assert all(len(np.unique(row)) == 400 for row in ids)
 
 
-def slow_walk(graph, keys, query, k, ef):
-    """The walk with Python lists: keys read, the best k in order, how many were expanded.
+def slow_scores(graph, query, keys):
+    """What a walk takes for the score of each key: its code's, or without codes its own."""
+    codes, stride = graph.codes, graph.code_bytes
+    if not stride:
+        return dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))
+    chunks = codes.reshape(len(codes), -1, 32)
+    levels = np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(len(codes), -1).astype(np.int64)
+    places = [i for i in range(2 * stride) if i not in (2 * stride - 33, 2 * stride - 1)][
+        : len(graph.to_query)
+    ]
+    turned = dot_rows(query, graph.to_query, np.arange(len(graph.to_query), dtype=np.int32))
+    rounded = np.rint(turned * (np.float32(127) / np.abs(turned).max())).astype(np.int64)
+    sums = (levels[:, places] @ rounded).astype(np.float32)
+    return graph.steps[0, codes[:, -1]] * (sums - np.float32(7.5) * np.float32(rounded.sum()))
 
-    Buckets of equal width hold the scores, four keys are expanded at a time, the last one that came into a
-    bucket first; a key is kept, or expanded, if fewer than max(ef, k), or ef, lie in buckets above its own.
+
+def slow_walk(graph, keys, query, k, ef):
+    """The walk with Python lists: keys read, the best k in order, how many were expanded, how many read exactly.
+
+    Buckets of equal width hold the scores, eight keys are expanded at a time, the last one that came into a
+    bucket first; a key is kept, or expanded, if fewer than the most that are kept, or ef, lie in buckets above
+    its own.
     """
     starts = [graph.entry, *graph.seeds[np.argmax(graph.centroids @ query)]]
     read = list(dict.fromkeys(int(i) for i in starts if i >= 0))
-    score = dict(enumerate(dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))))
+    score = dict(enumerate(slow_scores(graph, query, keys)))
+    best = min(len(keys), max(2 * k + 64, ef // 4)) if graph.code_bytes else k
     first = np.array([score[i] for i in read], np.float32)
     spread = max(np.float32(first.max() - first.min()), np.float32(1e-6 + 1e-6 * abs(first.max())))
     low, per_unit = first.min() - 2 * spread, np.float32(1024) / (5 * spread)
-    held, waiting, expanded = [], [], 0
+    held, waiting, expanded = [], {}, 0  # waiting: when it came, by key
+    counts = np.zeros(1024, int)  # of those held, by bucket
 
     def bucket(i):
         return int(np.clip((score[i] - low) * per_unit, 0, 1023))
 
     def above(i):
-        return sum(bucket(j) > bucket(i) for j in held)
+        return counts[bucket(i) + 1 :].sum()
 
     def push(ids):
-        for i in ids:
-            if above(i) < max(ef, k):
-                held.append(i)
-                waiting.append(i)
+        good = [i for i in ids if above(i) < max(ef, best)]
+        for i in good:
+            counts[bucket(i)] += 1
+            waiting[i] = len(held)
+            held.append(i)
 
     push(read)
     while True:
         together = []
-        while waiting and len(together) < 4:
-            best = max(waiting, key=lambda i: (bucket(i), waiting.index(i)))
-            if above(best) >= ef:
+        while waiting and len(together) < 8:
+            likeliest = max(waiting, key=lambda i: (bucket(i), waiting[i]))
+            if above(likeliest) >= ef:
                 break
-            waiting.remove(best)
-            together.append(best)
+            del waiting[likeliest]
+            together.append(likeliest)
         if not together:
-            return set(read), sorted(held, key=lambda i: (-score[i], i))[:k], expanded
+            break
         expanded += len(together)
         fresh = dict.fromkeys(int(j) for j in graph.links[together].ravel() if j >= 0)
-        fresh = [j for j in fresh if j not in set(read)]
+        seen = set(read)
+        fresh = [j for j in fresh if j not in seen]
         read += fresh
         push(fresh)
+    exact = read if not graph.code_bytes else [i for i in held if above(i) < best]
+    true = dict(enumerate(dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))))
+    found = exact if graph.code_bytes else held
+    return set(read), sorted(found, key=lambda i: (-true[i], i))[:k], expanded, exact
 
 
-@pytest.mark.parametrize(("k", "ef"), [(10, 10), (10, 40), (40, 10)])
-def test_counters_are_exact(index, k, ef):
-    found = index.search(TEST[:20], k, ef=ef)
-    for i, query in enumerate(TEST[:20]):
-        read, best, expanded = slow_walk(index._graphs[0], KEYS, query, k, ef)
-        assert found.work.keys_read[i] == found.work.exact[i] == len(read)
+@pytest.mark.parametrize("spec", ["ra", "ra:codes=false"])
+@pytest.mark.parametrize(("k", "ef"), [(10, 10), (10, 40), (40, 10), (3, 300)])
+def test_counters_are_exact(spec, k, ef):
+    index = built(spec, KEYS, LEARN)
+    graph = index._graphs[0]
+    found = index.search(TEST[:8], k, ef=ef)
+    for i, query in enumerate(TEST[:8]):
+        read, best, expanded, exact = slow_walk(graph, KEYS, query, k, ef)
+        assert found.work.keys_read[i] == len(read)
+        assert found.work.exact[i] == len(exact)
         np.testing.assert_array_equal(found.ids[i], best)
-        rows = len(read) * 2 * KEYS.shape[1] + expanded * 4 * index.degree
-        assert found.work.bytes_read[i] == rows + index._graphs[0].start_bytes
+        rows = len(read) * graph.code_bytes + len(exact) * 2 * KEYS.shape[1] + expanded * 4 * index.degree
+        assert found.work.bytes_read[i] == rows + graph.start_bytes
+
+
+@pytest.mark.parametrize("d", [1, 3, 32, 62, 63, 64, 80, 128, 200])
+def test_codes_tell_inner_products_within_a_few_percent(d):
+    rng = np.random.default_rng(d)
+    mixing = rng.standard_normal((d, d)) * np.geomspace(1, 0.1, d)
+    keys = (rng.standard_normal((600, d)) @ mixing + 3).astype(np.float32)
+    queries = rng.standard_normal((300, d)).astype(np.float32) * np.geomspace(0.2, 1, d, dtype=np.float32)
+    graph = built(keys=keys, learn=queries)._graphs[0]
+    scores = np.array([slow_scores(graph, query, keys) for query in queries])
+    for score, true in zip(scores, queries @ keys.T, strict=True):
+        factor, addend = np.polyfit(score, true, 1)
+        assert np.std(factor * score + addend - true) < 0.12 * np.std(true)
+
+
+@pytest.mark.parametrize("d", [16, 64, 128, 200])
+@pytest.mark.parametrize("kernel", kernels())
+def test_every_kernel_scores_codes_alike(d, kernel):
+    rng = np.random.default_rng(1)
+    keys, queries = (rng.standard_normal((n, d)).astype(np.float16) for n in (500, 40))
+    index = built(keys=keys, learn=queries.astype(np.float32))
+    best = index.search(queries, 20, ef=30).ids
+    _ra.force_kernel(kernel)
+    try:
+        np.testing.assert_array_equal(index.search(queries, 20, ef=30).ids, best)
+    finally:
+        _ra.force_kernel("")
+
+
+def test_walks_together_are_walks_alone(index):
+    together = index.search(TEST[:23], 10, ef=20)
+    for i in range(23):
+        alone = index.search(TEST[i : i + 1], 10, ef=20)
+        np.testing.assert_array_equal(alone.ids[0], together.ids[i])
+        assert alone.work.keys_read[0] == together.work.keys_read[i]
 
 
 def test_an_ef_of_n_reads_every_key_once(index):
@@ -242,7 +306,16 @@ def test_save_and_load_give_the_same_answers(index, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["graph0_links", "graph0_kept", "graph0_centroids", "graph0_seeds", "graph0_sample", "graphs"]
+    "name",
+    [
+        "graph0_links",
+        "graph0_kept",
+        "graph0_centroids",
+        "graph0_seeds",
+        "graph0_sample",
+        "graph0_codes",
+        "graphs",
+    ],
 )
 def test_a_torn_file_is_refused(index, tmp_path, name):
     index.save(tmp_path)
@@ -269,6 +342,14 @@ def test_a_torn_file_is_refused(index, tmp_path, name):
         ("graph0_seeds", lambda a: a[1:]),
         ("graph0_centroids", lambda a: a[:, 1:]),
         ("graph0_sample", lambda a: a[:, 1:]),
+        ("graph0_sample", lambda a: a.astype(np.float32)),
+        ("graph0_sample_ids", lambda a: a[1:]),
+        ("graph0_codes", lambda a: a[1:]),
+        ("graph0_codes", lambda a: a.astype(np.int32)),
+        ("graph0_steps", lambda a: -a),
+        ("graph0_to_key", lambda a: a[1:]),
+        ("graph0_to_query", lambda a: a[:, 1:]),
+        ("graph0_offset", lambda a: a.T),
         ("graphs", lambda a: a + len(KEYS)),
         ("graphs", lambda a: a.ravel()),
     ],

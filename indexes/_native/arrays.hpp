@@ -26,6 +26,9 @@ bool is_float(const AnyArray& a, int bits) {
 inline bool is_int32(const Array& a) {
   return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) && a.dtype().bits == 32;
 }
+inline bool is_uint8(const Array& a) {
+  return a.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt) && a.dtype().bits == 8;
+}
 
 template <class AnyArray>
 bool is_contiguous(const AnyArray& a) {

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ra_bench.indexes._learn import learn_set
+from ra_bench.indexes.ra.balance import balance
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Partial, Work, gathered_work, layer_rows
@@ -39,7 +40,10 @@ from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
 # Of a graph, beside its links; one .npy file each.
-PARTS = ("kept", "centroids", "seeds", "sample", "sample_ids", "sample_scores")
+PARTS = ("kept", "centroids", "seeds", "sample", "sample_ids", "codes", "steps")
+CODE_PARTS = ("to_key", "to_query", "offset")
+MAPPED = ("links", "codes")  # stay in their files where the index is mapped
+KEPT_WIDTH = 100  # nearest keys of each kept query
 KEYS_PER_KEPT_QUERY = 16  # at least: kept queries must not weigh more than the links
 LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
@@ -71,6 +75,7 @@ class Ra(Index):
     centroids: int = 64
     seeds: int = 32
     kept_queries: int = 4096
+    codes: bool = True  # whether a walk goes by codes of the keys, of 4 bits a dimension
     per_query_head: bool = False
     learn: Literal["queries", "keys"] = "queries"  # keys: for an ablation, queries stay unused
 
@@ -117,10 +122,10 @@ class Ra(Index):
         from ra_bench.indexes.ra import _ra
 
         k, ef = _checked_effort(k, ef)
-        ids, dots, expansions = _ra.search(
+        ids, *counts = _ra.search(
             self._graphs, self.keys, np.asarray(queries, np.float32), k=k, ef=ef, threads=self.threads
         )
-        return Found(ids, self._search_work(dots, expansions))
+        return Found(ids, self._search_work(*counts))
 
     @classmethod
     def attend_layer(
@@ -140,7 +145,7 @@ class Ra(Index):
             return super().attend_layer(indexes, queries, k, out, threads, **effort)
         checked = [_checked_effort(k, **{**head.fixed_effort, **effort}) for head in heads]
         values = [head.values_to_attend for head in heads]
-        dots, expansions, attended = _ra.attend_layer(
+        *counts, attended = _ra.attend_layer(
             [head._graphs for head in heads],
             [head.keys for head in heads],
             values,
@@ -151,7 +156,7 @@ class Ra(Index):
             lse=out.lse,
             threads=threads,
         )
-        works = [head._search_work(d, e) for head, d, e in zip(heads, dots, expansions, strict=True)]
+        works = [head._search_work(*of_head) for head, *of_head in zip(heads, *counts, strict=True)]
         return [
             gathered_work(work, count, head.keys, rows)
             for work, count, head, rows in zip(works, attended, heads, values, strict=True)
@@ -180,7 +185,7 @@ class Ra(Index):
     def save_state(self, folder: Path) -> None:
         """One set of .npy files a graph."""
         for g, graph in enumerate(self._graphs):
-            for name in ("links", *PARTS):
+            for name in ("links", *PARTS, *CODE_PARTS):
                 np.save(folder / f"graph{g}_{name}.npy", getattr(graph, name))
         np.save(folder / "graphs.npy", np.array([[graph.entry, graph.radius] for graph in self._graphs]))
 
@@ -193,8 +198,10 @@ class Ra(Index):
             raise ValueError(f"graphs.npy must be (graphs, 2), got {about.shape}")
         graphs = []
         for g, (entry, radius) in enumerate(about):
-            links = np.load(folder / f"graph{g}_links.npy", mmap_mode="r" if mmap else None)
-            parts = [np.load(folder / f"graph{g}_{name}.npy") for name in PARTS]
+            links, *parts = (
+                np.load(folder / f"graph{g}_{name}.npy", mmap_mode="r" if mmap and name in MAPPED else None)
+                for name in ("links", *PARTS, *CODE_PARTS)
+            )
             if links.shape != (len(self.keys), self.degree):
                 raise ValueError(f"links must be {(len(self.keys), self.degree)}, got {links.shape}")
             if parts[1].shape[1:] != self.keys.shape[1:]:
@@ -215,10 +222,19 @@ class Ra(Index):
     def _build_graph(self, learn: np.ndarray, neighbors: np.ndarray, radius: float) -> Any:
         from ra_bench.indexes.ra import _ra
 
+        kept = _ra.most_kept(self.keys.shape[1]) if self.codes else 0
+        turns = balance(self.keys, learn, kept, self.seed)
+        kept_rows = self._kept_rows(len(learn))
+        most = np.finfo(np.float16).max
         return _ra.build(
             self.keys,
             learn,
             neighbors,
+            np.clip(learn[kept_rows], -most, most).astype(np.float16),
+            np.ascontiguousarray(neighbors[kept_rows, :KEPT_WIDTH]),
+            turns.to_key,
+            turns.to_query,
+            turns.offset,
             radius=radius,
             degree=self.degree,
             query_degree=self.query_degree,
@@ -228,17 +244,23 @@ class Ra(Index):
             beam=self.beam,
             num_centroids=self.centroids,
             seeds_each=self.seeds,
-            kept_queries=min(self.kept_queries, len(self.keys) // KEYS_PER_KEPT_QUERY),
             seed=self.seed,
             threads=self.threads,
         )
 
-    def _search_work(self, dots: np.ndarray, expansions: np.ndarray) -> Work:
-        """The work of searches that computed `dots` (m,) products and expanded `expansions` (m,) keys."""
-        links = expansions * (self.degree * 4)
-        start = self._graphs[0].start_bytes  # what choosing the start of one search reads
-        read = dots * (self.keys.shape[1] * self.keys.itemsize) + links + start
-        return Work(keys_read=dots, exact=dots, bytes_read=read)
+    def _kept_rows(self, learn: int) -> np.ndarray:
+        """Which of so many learn queries stay: evenly spaced ones."""
+        count = min(self.kept_queries, len(self.keys) // KEYS_PER_KEPT_QUERY, learn)
+        return np.arange(count) * learn // max(1, count)
+
+    def _search_work(self, scored: np.ndarray, expanded: np.ndarray, exact: np.ndarray) -> Work:
+        """The work of searches that scored, expanded and scored by their rows so many keys, each (m,)."""
+        graph = self._graphs[0]
+        row_bytes = self.keys.shape[1] * self.keys.itemsize
+        read = expanded * (self.degree * 4) + exact * row_bytes + graph.start_bytes
+        if graph.code_bytes:
+            read = read + scored * graph.code_bytes
+        return Work(keys_read=scored, exact=exact, bytes_read=read)
 
 
 def _checked_effort(k: int | None, ef: int = 0) -> tuple[int, int]:

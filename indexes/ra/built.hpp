@@ -9,6 +9,7 @@
 
 #include "arrays.hpp"
 #include "build.hpp"
+#include "codes.hpp"
 #include "kernels.hpp"
 
 namespace ra_bench {
@@ -19,7 +20,8 @@ struct Built {
   BuildSettings settings;
   float radius = 0;             // of the sphere of lifted keys; 0 for raw inner product
   std::vector<float> extra;     // (n): extra coordinates; only kept once something was inserted
-  std::optional<Array> mapped;  // keeps `graph.links` alive where it is a file
+  Codes codes;
+  std::optional<Array> mapped, mapped_codes;  // keep `graph.links` and `codes.rows` alive where they are files
 
   Geometry geometry(const Rows& keys) const { return {keys, radius > 0 ? extra.data() : nullptr}; }
 
@@ -36,11 +38,17 @@ struct Built {
     }
   }
 
-  void own_links() {
-    if (!mapped) return;
-    graph.owned.assign(graph.links, graph.links + graph.n * graph.degree);
-    graph.links = graph.owned.data();
-    mapped.reset();
+  void own_tables() {
+    if (mapped) {
+      graph.owned.assign(graph.links, graph.links + graph.n * graph.degree);
+      graph.links = graph.owned.data();
+      mapped.reset();
+    }
+    if (mapped_codes) {
+      codes.owned.assign(codes.rows, codes.rows + graph.n * codes.stride);
+      codes.rows = codes.owned.data();
+      mapped_codes.reset();
+    }
   }
 };
 
@@ -66,7 +74,14 @@ inline void check_ids(const char* name, const int32_t* ids, size_t count, size_t
 
 // The graph that was saved as its parts; refuses parts that do not fit each other.
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
-               const Array& sample, const Array& sample_ids, const Array& sample_scores, int64_t entry,
+               const Array& sample, const Array& sample_ids, const Array& codes,
+               const Array& steps, const Array& to_key, const Array& to_query, const Array& offset, int64_t entry,
                float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam);
+
+// Takes kept queries (count, d) float16 and their nearest keys (count, width) int32, best first, into the graph.
+void set_sample(const Array& sample, const Array& sample_ids, Graph& graph);
+
+// Takes the transforms of a code, each (kept, d) float32, and the offset (1, kept), into `codes`, checked.
+void set_codes(const Array& to_key, const Array& to_query, const Array& offset, size_t d, Codes& codes);
 
 }  // namespace ra_bench

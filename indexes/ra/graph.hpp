@@ -8,15 +8,16 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "memory.hpp"
 
 namespace ra_bench {
 
 // Learn queries that stay after the build, each with its nearest of all keys so far: what links later keys.
 struct KeptQueries {
   size_t count = 0, width = 0;
-  std::vector<float> vectors;  // (count, dim)
-  std::vector<int32_t> ids;    // (count, width), best first, -1 padded
-  std::vector<float> scores;   // (count, width)
+  std::vector<uint16_t> vectors;  // (count, dim) float16
+  std::vector<int32_t> ids;       // (count, width), best first, -1 padded
+  std::vector<float> scores;      // (count, width); only kept once something was inserted
 };
 
 // A directed graph over n keys: row x of `links` (n, degree) holds the keys that x points to, -1 after the
@@ -25,7 +26,7 @@ struct Graph {
   size_t n = 0;
   size_t degree = 0;
   const int32_t* links = nullptr;  // `owned`, or a mapped file
-  std::vector<int32_t> owned;
+  Table<int32_t> owned;
   std::vector<uint16_t> kept;
   int32_t entry = 0;  // every key can be reached from here
   size_t dim = 0;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "build.hpp"
@@ -10,6 +11,14 @@ namespace {
 
 // A walk over the whole graph for keys that lost their last link waits until this share of the keys is new.
 constexpr size_t kWalkEvery = 32;
+
+// The scores of a kept query's nearest keys so far.
+void score_nearest(const Kernels& kernels, const Rows& keys, const float* query, const int32_t* ids, size_t width,
+                   float* scores) {
+  const size_t real = static_cast<size_t>(std::find(ids, ids + width, -1) - ids);
+  kernels.dot(query, keys, ids, real, scores);
+  std::fill(scores + real, scores + width, -std::numeric_limits<float>::infinity());
+}
 
 // Puts those of the keys `fresh` that belong among a kept query's nearest in their places in `ids` and `scores`
 // (width), best first. Whether there were any.
@@ -39,14 +48,25 @@ bool update_nearest(const Kernels& kernels, const Rows& keys, const float* query
 std::vector<int32_t> update_sample(const Kernels& kernels, const Rows& keys, const std::vector<int32_t>& fresh,
                                    int threads, KeptQueries& sample) {
   std::vector<char> changed(sample.count, 0);
-  std::vector<std::vector<float>> scratch(static_cast<size_t>(threads));
+  struct Scratch {
+    std::vector<float> query, fresh_scores;
+  };
+  std::vector<Scratch> scratch(static_cast<size_t>(threads));
+  const Rows queries{sample.vectors.data(), kFloat16, sample.count, keys.d};
+  const bool is_first = sample.scores.empty();
+  sample.scores.resize(sample.ids.size());
   parallel_for(
       threads, static_cast<int64_t>(sample.count), 64, [&](int64_t first, int64_t last, int worker) {
-        for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i)
-          changed[i] = update_nearest(kernels, keys, sample.vectors.data() + i * keys.d, fresh, sample.width,
-                                      scratch[static_cast<size_t>(worker)],
-                                      sample.ids.data() + i * sample.width,
-                                      sample.scores.data() + i * sample.width);
+        Scratch& own = scratch[static_cast<size_t>(worker)];
+        own.query.resize(keys.d);
+        for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i) {
+          int32_t* ids = sample.ids.data() + i * sample.width;
+          float* scores = sample.scores.data() + i * sample.width;
+          kernels.widen_row(queries, i, own.query.data());
+          if (is_first) score_nearest(kernels, keys, own.query.data(), ids, sample.width, scores);
+          changed[i] =
+              update_nearest(kernels, keys, own.query.data(), fresh, sample.width, own.fresh_scores, ids, scores);
+        }
       });
   std::vector<int32_t> lists;
   for (size_t i = 0; i < sample.count; ++i) {

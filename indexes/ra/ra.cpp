@@ -6,7 +6,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <limits>
 #include <memory>
 
 #include "arrays.hpp"
@@ -21,27 +20,10 @@
 namespace ra_bench {
 namespace {
 
-constexpr size_t kKeptWidth = 100;  // nearest keys of each kept query
-
-// Every so-manieth learn query, with its nearest keys.
-void keep_sample(const Kernels& table, const Rows& keys, const Matrix<float>& learn, const Neighbors& near,
-                 size_t count, KeptQueries& sample) {
-  sample.count = std::min(count, learn.m);
-  sample.width = std::min(kKeptWidth, near.width);
-  sample.scores.assign(sample.count * sample.width, -std::numeric_limits<float>::infinity());
-  for (size_t i = 0; i < sample.count; ++i) {
-    const size_t q = i * learn.m / sample.count;
-    const int32_t* ids = near.row(q);
-    sample.vectors.insert(sample.vectors.end(), learn.row(q), learn.row(q) + learn.columns);
-    sample.ids.insert(sample.ids.end(), ids, ids + sample.width);
-    const size_t real = static_cast<size_t>(std::find(ids, ids + sample.width, -1) - ids);
-    table.dot(learn.row(q), keys, ids, real, sample.scores.data() + i * sample.width);
-  }
-}
-
-Built* build(const Array& keys, const Array& queries, const Array& neighbors, float radius, size_t degree,
+Built* build(const Array& keys, const Array& queries, const Array& neighbors, const Array& sample,
+             const Array& sample_ids, const Array& to_key, const Array& to_query, const Array& offset, float radius, size_t degree,
              size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
-             size_t num_centroids, size_t seeds_each, size_t kept_queries, uint64_t seed, int threads) {
+             size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> learn("queries", queries);
   const Matrix<int32_t> near("neighbors", neighbors);
@@ -54,6 +36,10 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, fl
   built->settings = settings_from(degree, query_degree, pivots, lists, candidates, beam, threads);
   built->radius = radius;
   built->graph.degree = degree;
+  built->graph.n = rows.n;
+  built->graph.dim = rows.d;
+  set_sample(sample, sample_ids, built->graph);
+  set_codes(to_key, to_query, offset, rows.d, built->codes);
   nb::gil_scoped_release release;
   built->lift(rows);
   const Kernels& table = kernels();
@@ -63,10 +49,10 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, fl
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
   project(table, geometry, lists_of_queries, 0, built->settings, built->graph);
-  keep_sample(table, rows, learn, lists_of_queries, kept_queries, built->graph.sample);
   if (beam) enhance(table, geometry, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
   built->extra = {};
+  built->codes.encode(table, rows, 0, built->settings.threads);
   return built.release();  // Python owns it
 }
 
@@ -75,12 +61,14 @@ void insert(Built& built, const Array& keys, int threads) {
   if (rows.n < built.graph.n) refuse("keys must hold the old keys and the new ones");
   nb::gil_scoped_release release;
   built.settings.threads = std::max(threads, 1);
-  built.own_links();
+  built.own_tables();
   built.lift(rows);
   BuildSettings settings = built.settings;
   settings.beam = std::max<size_t>(settings.beam, 16);
   settings.fill = true;  // a new key has few links from queries, or none
+  const size_t from = built.graph.n;
   insert_keys(kernels(), built.geometry(rows), settings, built.graph);
+  built.codes.encode(kernels(), rows, from, built.settings.threads);
 }
 
 // The graphs of one head, of which query g uses number g % size, and its keys.
@@ -91,21 +79,38 @@ struct HeadGraphs {
       if (!built || built->graph.n != keys.n || built->graph.dim != keys.d)
         refuse("keys must be those of the graph");
   }
+
+  // The search of query number g.
+  Task task(size_t g, const float* query, const Effort& effort, int32_t* ids) const {
+    const Built& built = *graphs[g % graphs.size()];
+    return {&keys, &built.graph, &built.codes, query, effort, ids};
+  }
+
   const std::vector<Built*>& graphs;
   Rows keys;
 };
 
 struct Counts {
-  int64_t dots, expansions;
+  int64_t dots, expansions, exact;
 };
 
-// Writes the k best ids that query number g of a head finds, -1 after the last.
-Counts search_query(const Kernels& table, const HeadGraphs& head, size_t g, const float* query, size_t k,
-                    size_t ef, int32_t* ids) {
-  thread_local Walk walk;  // kept from call to call
-  const Graph& graph = head.graphs[g % head.graphs.size()]->graph;
-  walk_graph(table, head.keys, graph, query, {k, std::max<size_t>(ef, 1)}, walk, ids);
-  return {walk.dots, walk.expansions};
+// Walks for the queries [begin, end), `task_of(i)` each, and shows `done(i, counts)` what came of them.
+template <class TaskOf, class Done>
+void search_queries(const Kernels& table, size_t begin, size_t end, const TaskOf& task_of, const Done& done) {
+  thread_local Walk walks[kWalksTogether];  // kept from call to call
+  Task tasks[kWalksTogether];
+  for (size_t first = begin; first < end; first += kWalksTogether) {
+    const size_t count = std::min(kWalksTogether, end - first);
+    for (size_t i = 0; i < count; ++i) tasks[i] = task_of(first + i);
+    walk_graphs(table, tasks, count, walks);
+    for (size_t i = 0; i < count; ++i) done(first + i, Counts{walks[i].dots, walks[i].expansions, walks[i].exact});
+  }
+}
+
+// How many queries a thread walks for at a time: no more than leave all threads something to do.
+int64_t together(int64_t queries, int threads) {
+  const int64_t each = (queries + threads - 1) / std::max(threads, 1);
+  return std::min<int64_t>(std::max<int64_t>(each, 1), static_cast<int64_t>(kWalksTogether));
 }
 
 nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
@@ -116,22 +121,26 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
     refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
            std::to_string(asked.columns));
   int32_t* ids;
-  int64_t *dots, *expansions;
+  int64_t *dots, *expansions, *exact;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);
   auto dots_array = new_array<int64_t>(dots, asked.m);
   auto expansions_array = new_array<int64_t>(expansions, asked.m);
+  auto exact_array = new_array<int64_t>(exact, asked.m);
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
-    parallel_for(threads, static_cast<int64_t>(asked.m), 1, [&](int64_t begin, int64_t end, int) {
-      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-        const Counts counts = search_query(table, head, i, asked.row(i), k, ef, ids + i * k);
-        dots[i] = counts.dots;
-        expansions[i] = counts.expansions;
-      }
+    const auto count = static_cast<int64_t>(asked.m);
+    parallel_for(threads, count, together(count, threads), [&](int64_t begin, int64_t end, int) {
+      const auto task_of = [&](size_t i) { return head.task(i, asked.row(i), {k, std::max<size_t>(ef, 1)}, ids + i * k); };
+      search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
+                     [&](size_t i, const Counts& counts) {
+                       dots[i] = counts.dots;
+                       expansions[i] = counts.expansions;
+                       exact[i] = counts.exact;
+                     });
     });
   }
-  return nb::make_tuple(ids_array, dots_array, expansions_array);
+  return nb::make_tuple(ids_array, dots_array, expansions_array, exact_array);
 }
 
 nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std::vector<Array>& keys,
@@ -153,29 +162,38 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
     if (value_rows[h].n != heads[h].keys.n || value_rows[h].d != layer.d)
       refuse("values must have the shape of keys");
   }
-  int64_t *dots, *expansions, *attended;
+  int64_t *dots, *expansions, *exact, *attended;
   auto dots_array = new_array<int64_t>(dots, layer.heads, layer.m);
   auto expansions_array = new_array<int64_t>(expansions, layer.heads, layer.m);
+  auto exact_array = new_array<int64_t>(exact, layer.heads, layer.m);
   auto attended_array = new_array<int64_t>(attended, layer.heads, layer.m);
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
     const auto count = static_cast<int64_t>(layer.heads * layer.m);
-    parallel_for(threads, count, 1, [&](int64_t begin, int64_t end, int) {
+    const int64_t grain = together(count, threads);
+    parallel_for(threads, count, grain, [&](int64_t begin, int64_t end, int) {
       thread_local std::vector<int32_t> ids;
-      if (ids.size() < k) ids.resize(k);
-      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      if (ids.size() < static_cast<size_t>(grain) * k) ids.resize(static_cast<size_t>(grain) * k);
+      const auto ids_of = [&](size_t i) { return ids.data() + (i - static_cast<size_t>(begin)) * k; };
+      const auto query_of = [&](size_t i) { return layer.queries + i * layer.d; };
+      const auto task_of = [&](size_t i) {
         const size_t h = i / layer.m;
-        const float* query = layer.queries + i * layer.d;
-        const Counts counts = search_query(table, heads[h], i % layer.m, query, k, efs[h], ids.data());
-        dots[i] = counts.dots;
-        expansions[i] = counts.expansions;
-        attended[i] = static_cast<int64_t>(attend_query(table, query, ids.data(), k, heads[h].keys, value_rows[h],
-                                                        layer.output + i * layer.d, layer.lse + i));
-      }
+        return heads[h].task(i % layer.m, query_of(i), {k, std::max<size_t>(efs[h], 1)}, ids_of(i));
+      };
+      search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
+                     [&](size_t i, const Counts& counts) {
+                       const size_t h = i / layer.m;
+                       dots[i] = counts.dots;
+                       expansions[i] = counts.expansions;
+                       exact[i] = counts.exact;
+                       attended[i] = static_cast<int64_t>(attend_query(table, query_of(i), ids_of(i), k, heads[h].keys,
+                                                                       value_rows[h], layer.output + i * layer.d,
+                                                                       layer.lse + i));
+                     });
     });
   }
-  return nb::make_tuple(dots_array, expansions_array, attended_array);
+  return nb::make_tuple(dots_array, expansions_array, exact_array, attended_array);
 }
 
 template <class T>
@@ -184,6 +202,15 @@ nb::ndarray<nb::numpy, T> copied(const T* from, size_t rows, size_t columns) {
   auto out = new_array<T>(data, rows, columns);
   std::copy(from, from + rows * columns, data);
   return out;
+}
+
+nb::ndarray<nb::numpy> copied_halves(const uint16_t* from, size_t rows, size_t columns) {
+  auto* data = new uint16_t[std::max<size_t>(rows * columns, 1)];
+  std::copy(from, from + rows * columns, data);
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint16_t*>(p); });
+  const size_t shape[] = {rows, columns};
+  const nb::dlpack::dtype half{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+  return nb::ndarray<nb::numpy>(data, 2, shape, owner, nullptr, half);
 }
 
 // For tests: the pruning rule alone.
@@ -240,9 +267,9 @@ NB_MODULE(_ra, m) {
       .def_prop_ro(
           "sample",
           [](const Built& b) {
-            return copied(b.graph.sample.vectors.data(), b.graph.sample.count, b.graph.dim);
+            return copied_halves(b.graph.sample.vectors.data(), b.graph.sample.count, b.graph.dim);
           },
-          nb::rv_policy::automatic, "(kept queries, d) float32.")
+          nb::rv_policy::automatic, "(kept queries, d) float16.")
       .def_prop_ro(
           "sample_ids",
           [](const Built& b) {
@@ -250,24 +277,35 @@ NB_MODULE(_ra, m) {
           },
           nb::rv_policy::automatic, "(kept queries, width) int32: their nearest keys, -1 padded.")
       .def_prop_ro(
-          "sample_scores",
-          [](const Built& b) {
-            return copied(b.graph.sample.scores.data(), b.graph.sample.count, b.graph.sample.width);
-          },
+          "codes", [](const Built& b) { return copied(b.codes.rows, b.graph.n, b.codes.stride); },
+          nb::rv_policy::automatic, "(n, stride) uint8: see codes.hpp.")
+      .def_prop_ro(
+          "steps", [](const Built& b) { return copied(b.codes.steps.data(), 1, b.codes.steps.size()); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "to_key", [](const Built& b) { return copied(b.codes.to_key.data(), b.codes.kept, b.graph.dim); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "to_query", [](const Built& b) { return copied(b.codes.to_query.data(), b.codes.kept, b.graph.dim); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "offset", [](const Built& b) { return copied(b.codes.offset.data(), 1, b.codes.kept); },
           nb::rv_policy::automatic)
       .def_prop_ro("entry", [](const Built& b) { return b.graph.entry; })
       .def_prop_ro("radius", [](const Built& b) { return b.radius; })
       .def_prop_ro("nbytes",
                    [](const Built& b) {
                      return b.graph.n * b.graph.degree * 4 + b.graph.kept.size() * 2 +
-                            (b.graph.centroids.size() + b.graph.seeds.size() +
-                             b.graph.sample.vectors.size() + 2 * b.graph.sample.ids.size() +
-                             b.extra.size()) *
-                                4;
+                            b.graph.sample.vectors.size() * 2 +
+                            (b.graph.centroids.size() + b.graph.seeds.size() + b.graph.sample.ids.size() +
+                             b.graph.sample.scores.size() + b.extra.size()) *
+                                4 +
+                            b.codes.nbytes(b.graph.n);
                    })
       .def_prop_ro(
           "start_bytes", [](const Built& b) { return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4; },
           "What choosing where a search starts reads.")
+      .def_prop_ro("code_bytes", [](const Built& b) { return b.codes.stride; }, "A key's code; 0 without codes.")
       .def_prop_ro(
           "unreached",
           [](const Built& b) {
@@ -277,22 +315,23 @@ NB_MODULE(_ra, m) {
           "How many keys cannot be reached from the entry.")
       .def("insert", &insert, "keys"_a, "threads"_a,
            "Links the keys that follow those of the graph in `keys` (n, d).");
-  m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, nb::kw_only(), "radius"_a, "degree"_a,
+  m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, "sample"_a, "sample_ids"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(), "radius"_a, "degree"_a,
         "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
-        "kept_queries"_a, "seed"_a, "threads"_a,
+        "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32.");
   m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, "sample_ids"_a,
-        "sample_scores"_a, nb::kw_only(),
+        "codes"_a, "steps"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(),
         "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
         "A graph from its parts; raises ValueError where they do not fit each other.");
+  m.def("most_kept", &most_kept, "d"_a, "How many dimensions a code of d dimensions can hold.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
-        "ids (m, k) int32 best first, dot products (m,) and expanded keys (m,) int64; query row r uses graph "
-        "r % G.");
+        "ids (m, k) int32 best first; keys scored, expanded, and scored by their rows, each (m,) int64. Query row r uses\n"
+        "graph r % G.");
   m.def("attend_layer", &attend_layer, "graphs"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a,
         "efs"_a, "output"_a, "lse"_a, "threads"_a,
         "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
-        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns dot products, expanded "
-        "keys\nand attended keys, each (H, G) int64.");
+        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys scored, "
+        "expanded,\nscored by their rows, and attended, each (H, G) int64.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "For tests: the ids that pruning keeps.");
   m.def("force_kernel", &force_kernels, "name"_a,

@@ -8,8 +8,33 @@
 
 namespace ra_bench {
 
+void set_codes(const Array& to_key, const Array& to_query, const Array& offset, size_t d, Codes& codes) {
+  const Matrix<float> key("to_key", to_key), query("to_query", to_query), mean("offset", offset);
+  const size_t kept = key.m;
+  if (kept > most_kept(d) || key.columns != d || query.m != kept || query.columns != d || mean.m != 1 ||
+      mean.columns != kept)
+    refuse("to_key and to_query must be (kept, " + std::to_string(d) + ") and offset (1, kept), with kept at most " +
+           std::to_string(most_kept(d)));
+  codes.set_transform(key.data, query.data, mean.data, kept, d);
+}
+
+void set_sample(const Array& sample, const Array& sample_ids, Graph& graph) {
+  const Rows rows = rows_of("sample", sample);
+  if (rows.type != kFloat16 || rows.d != graph.dim)
+    refuse("sample must be (any, " + std::to_string(graph.dim) + ") float16");
+  const Matrix<int32_t> near("sample_ids", sample_ids);
+  if (near.m != rows.n) refuse("sample_ids must have a row for each row of sample");
+  check_ids("sample_ids", near.data, near.m * near.columns, graph.n);
+  const uint16_t* vectors = static_cast<const uint16_t*>(rows.data);
+  graph.sample.count = near.m;
+  graph.sample.width = near.columns;
+  graph.sample.vectors.assign(vectors, vectors + rows.n * rows.d);
+  graph.sample.ids.assign(near.data, near.data + near.m * near.columns);
+}
+
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
-               const Array& sample, const Array& sample_ids, const Array& sample_scores, int64_t entry,
+               const Array& sample, const Array& sample_ids, const Array& codes,
+               const Array& steps, const Array& to_key, const Array& to_query, const Array& offset, int64_t entry,
                float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam) {
   auto built = std::make_unique<Built>();
   Graph& graph = built->graph;
@@ -40,24 +65,25 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
   graph.seeds.assign(seed_rows.data, seed_rows.data + seed_rows.m * seed_rows.columns);
   graph.every_centroid.resize(graph.num_centroids);
   std::iota(graph.every_centroid.begin(), graph.every_centroid.end(), 0);
-  const Matrix<float> sample_rows("sample", sample);
-  if (sample_rows.columns != graph.dim) refuse("sample must be as wide as centroids");
-  const Matrix<int32_t> near_rows("sample_ids", sample_ids);
-  const Matrix<float> score_rows("sample_scores", sample_scores);
-  if (near_rows.m != sample_rows.m || score_rows.m != near_rows.m || score_rows.columns != near_rows.columns)
-    refuse("sample_ids and sample_scores must have a row for each row of sample, and be of one width");
-  check_ids("sample_ids", near_rows.data, near_rows.m * near_rows.columns, graph.n);
-  graph.sample.count = sample_rows.m;
-  graph.sample.width = near_rows.columns;
-  graph.sample.vectors.assign(sample_rows.data, sample_rows.data + sample_rows.m * sample_rows.columns);
-  graph.sample.ids.assign(near_rows.data, near_rows.data + near_rows.m * near_rows.columns);
-  graph.sample.scores.assign(score_rows.data, score_rows.data + score_rows.m * score_rows.columns);
+  set_sample(sample, sample_ids, graph);
   for (size_t c = 0; c < graph.num_centroids; ++c) {  // a search must not meet a key twice among its starts
     std::vector<int32_t> row(seed_rows.row(c), seed_rows.row(c) + graph.seeds_each);
     row.erase(std::remove(row.begin(), row.end(), -1), row.end());
     std::sort(row.begin(), row.end());
     if (std::adjacent_find(row.begin(), row.end()) != row.end()) refuse("seeds must be distinct");
   }
+  set_codes(to_key, to_query, offset, graph.dim, built->codes);
+  if (codes.ndim() != 2 || !is_uint8(codes) || !is_contiguous(codes) || codes.shape(0) != graph.n ||
+      codes.shape(1) != built->codes.stride)
+    refuse("codes must be (n, " + std::to_string(built->codes.stride) + ") uint8, C-contiguous");
+  const Matrix<float> step_row("steps", steps);
+  if (step_row.m != 1 || step_row.columns != (built->codes.empty() ? 0 : kSteps))
+    refuse("steps must be (1, " + std::to_string(kSteps) + ")");
+  built->codes.steps.assign(step_row.data, step_row.data + step_row.columns);
+  for (size_t i = 1; i < step_row.columns; ++i)
+    if (!(step_row.data[i - 1] > 0 && step_row.data[i] >= step_row.data[i - 1])) refuse("steps must be positive and grow");
+  built->codes.rows = static_cast<const uint8_t*>(codes.data());
+  built->mapped_codes = codes;
   built->radius = radius;
   built->settings = settings_from(graph.degree, query_degree, 1, lists, candidates, beam, 1);
   return built.release();  // Python owns it

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace ra_bench {
 namespace {
 
 // Keys expanded at once: their links and vectors are fetched together.
-constexpr size_t kTogether = 4;
+constexpr size_t kTogether = 8;
 
 // The lowest bucket that still holds one of the best `wanted` keys; rises as better ones come.
 struct Bound {
@@ -15,9 +16,11 @@ struct Bound {
   size_t bucket = 0;
   size_t above = 0;  // keys in buckets from `bucket` on
 
-  void count(size_t b, const uint32_t* held) {
-    if (b < bucket) return;
-    ++above;
+  // Keys have come to the buckets (count of them), and `held` counts them already.
+  void count(const int32_t* buckets, size_t count, const uint32_t* held) {
+    size_t added = 0;
+    for (size_t i = 0; i < count; ++i) added += static_cast<size_t>(buckets[i]) >= bucket;
+    above += added;
     while (above - held[bucket] >= wanted) above -= held[bucket++];
   }
 };
@@ -35,7 +38,7 @@ struct Scale {
 
   int32_t bucket(float score) const {
     const float place = (score - low) * per_unit;
-    return static_cast<int32_t>(std::min(std::max(place, 0.0f), static_cast<float>(kBuckets - 1)));
+    return static_cast<int32_t>(std::min(std::max(0.0f, place), static_cast<float>(kBuckets - 1)));
   }
 };
 
@@ -50,28 +53,14 @@ void reset(const Graph& graph, size_t num_starts, Walk& walk) {
   std::fill(walk.waiting, walk.waiting + kBuckets, -1);
   std::fill(walk.held, walk.held + kBuckets, 0u);
   walk.size = 0;
-  walk.dots = walk.expansions = 0;
-}
-
-inline size_t gather_fresh(const Graph& graph, int32_t id, size_t count, Walk& walk) {
-  const int32_t* to = graph.row(static_cast<size_t>(id));
-  int32_t* fresh = walk.fresh.data();
-  uint64_t* visited = walk.visited.data();
-  for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
-    uint64_t& word = visited[to[j] >> 6];
-    const uint64_t bit = uint64_t{1} << (to[j] & 63);
-    fresh[count] = to[j];
-    count += !(word & bit);
-    word |= bit;
-  }
-  return count;
+  walk.dots = walk.expansions = walk.exact = 0;
 }
 
 // The queue of one walk.
 class Queue {
  public:
-  Queue(const Effort& effort, const Scale& scale, Walk& walk)
-      : walk_(walk), scale_(scale), keep_{std::max(effort.ef, effort.k)}, expand_{effort.ef}, best_{effort.k} {}
+  Queue(size_t ef, size_t best, const Scale& scale, Walk& walk)
+      : walk_(walk), scale_(scale), keep_{std::max(ef, best)}, expand_{ef}, best_{best} {}
 
   // Takes in the fresh keys that are good enough.
   void push(size_t count) {
@@ -79,20 +68,28 @@ class Queue {
     int32_t* buckets = walk_.buckets.data();
     const float* scores = walk_.fresh_scores.data();
     for (size_t i = 0; i < count; ++i) buckets[i] = scale_.bucket(scores[i]);
+    size_t good = 0;  // of those that are good enough, with their buckets; no branch depends on a score
+    int32_t* ids = walk_.ids.data() + walk_.size;
+    float* good_scores = walk_.scores.data() + walk_.size;
+    const auto least = static_cast<int32_t>(keep_.bucket);
     for (size_t i = 0; i < count; ++i) {
-      const size_t b = static_cast<size_t>(buckets[i]);
-      if (b < keep_.bucket) continue;
-      const int32_t entry = static_cast<int32_t>(walk_.size++);
-      walk_.ids[static_cast<size_t>(entry)] = walk_.fresh[i];
-      walk_.scores[static_cast<size_t>(entry)] = scores[i];
-      walk_.next[static_cast<size_t>(entry)] = walk_.waiting[b];
-      walk_.waiting[b] = entry;
+      const int32_t b = buckets[i];
+      ids[good] = walk_.fresh[i];
+      good_scores[good] = scores[i];
+      buckets[good] = b;
+      good += b >= least;
+    }
+    for (size_t i = 0; i < good; ++i) {
+      const auto b = static_cast<size_t>(buckets[i]);
+      walk_.next[walk_.size + i] = walk_.waiting[b];
+      walk_.waiting[b] = static_cast<int32_t>(walk_.size + i);
       ++walk_.held[b];
       top_ = std::max(top_, b);
-      best_.count(b, walk_.held);
-      keep_.count(b, walk_.held);
-      expand_.count(b, walk_.held);
     }
+    walk_.size += good;
+    best_.count(buckets, good, walk_.held);
+    keep_.count(buckets, good, walk_.held);
+    expand_.count(buckets, good, walk_.held);
   }
 
   // The best key that awaits expansion, or -1 where none is good enough.
@@ -135,50 +132,136 @@ class Queue {
   size_t top_ = 0;
 };
 
-// The k best of the keys that were kept, in order.
-void take_best(const Queue& queue, size_t k, Walk& walk, int32_t* ids) {
-  walk.best.clear();
-  const int32_t least = static_cast<int32_t>(queue.worst_of_best());
-  for (size_t i = 0; i < walk.size; ++i)
-    if (queue.bucket_of(walk.scores[i]) >= least) walk.best.push_back({walk.scores[i], walk.ids[i]});
-  const size_t found = std::min(k, walk.best.size());
-  std::partial_sort(walk.best.begin(), walk.best.begin() + static_cast<std::ptrdiff_t>(found), walk.best.end());
-  for (size_t i = 0; i < found; ++i) ids[i] = walk.best[i].id;
-  std::fill(ids + found, ids + k, -1);
-}
+// One walk, in steps that each end with asking for the memory that the next one reads.
+class Walker {
+ public:
+  Walker(const Kernels& kernels, const Task& task, Walk& walk)
+      : kernels_(kernels), coded_(code_kernels()), task_(task), walk_(walk), queue_(start()) {
+    queue_.push(count_);
+  }
+
+  // Chooses the keys that are expanded next; false where none is left.
+  bool choose() {
+    for (chosen_ = 0; chosen_ < kTogether; ++chosen_) {
+      const int32_t id = together_[chosen_] = queue_.pop();
+      if (id < 0) break;
+      prefetch_row(reinterpret_cast<const char*>(graph().row(static_cast<size_t>(id))), graph().degree * 4);
+    }
+    walk_.expansions += static_cast<int64_t>(chosen_);
+    return chosen_ > 0;
+  }
+
+  // Collects those of their neighbours that were not visited before.
+  void gather() {
+    const Graph& graph = this->graph();
+    int32_t* fresh = walk_.fresh.data();
+    uint64_t* visited = walk_.visited.data();
+    count_ = 0;
+    for (size_t i = 0; i < chosen_; ++i) {
+      const int32_t* to = graph.row(static_cast<size_t>(together_[i]));
+      for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
+        uint64_t& word = visited[to[j] >> 6];
+        const uint64_t bit = uint64_t{1} << (to[j] & 63);
+        if (codes_bytes_) prefetch(codes_ + static_cast<size_t>(to[j]) * codes_bytes_);
+        fresh[count_] = to[j];
+        count_ += !(word & bit);
+        word |= bit;
+      }
+    }
+    queue_.look_ahead(graph);
+  }
+
+  void score_and_push() {
+    if (!count_) return;
+    score(count_);
+    queue_.push(count_);
+  }
+
+  // The best, by their rows, into the task's ids.
+  void finish() {
+    take_best();
+    if (!task_.codes->empty()) rerank();
+    walk_.exact = task_.codes->empty() ? walk_.dots : static_cast<int64_t>(walk_.best.size());
+    const size_t k = task_.effort.k, found = std::min(k, walk_.best.size());
+    walk_.sorter.best_first(walk_.best, found);
+    for (size_t i = 0; i < found; ++i) task_.ids[i] = walk_.best[i].id;
+    std::fill(task_.ids + found, task_.ids + k, -1);
+  }
+
+ private:
+  const Graph& graph() const { return *task_.graph; }
+
+  Queue start() {
+    const Codes& codes = *task_.codes;
+    codes_ = codes.rows;
+    codes_bytes_ = codes.stride;
+    if (!codes.empty()) codes.turn(kernels_, task_.query, walk_.code_query);
+    find_starts(kernels_, graph(), task_.query, walk_.beam, walk_.starts);
+    reset(graph(), walk_.starts.size(), walk_);
+    count_ = walk_.starts.size();
+    for (size_t i = 0; i < count_; ++i) {
+      walk_.fresh[i] = walk_.starts[i];
+      walk_.visited[static_cast<size_t>(walk_.starts[i]) >> 6] |= uint64_t{1} << (walk_.starts[i] & 63);
+    }
+    score(count_);
+    const size_t best = codes.empty() ? task_.effort.k : task_.effort.reranked(graph().n);
+    return Queue(task_.effort.ef, best, Scale(walk_.fresh_scores.data(), count_), walk_);
+  }
+
+  void score(size_t count) {
+    const Codes& codes = *task_.codes;
+    if (codes.empty())
+      kernels_.dot(task_.query, *task_.keys, walk_.fresh.data(), count, walk_.fresh_scores.data());
+    else
+      coded_.score(codes_, codes_bytes_, codes.steps.data(), walk_.code_query.levels.data(),
+                   walk_.code_query.middle, walk_.fresh.data(), count, walk_.fresh_scores.data());
+    walk_.dots += static_cast<int64_t>(count);
+  }
+
+  // The keys that are among the best, and some as good as the last of them.
+  void take_best() {
+    walk_.best.clear();
+    const int32_t least = static_cast<int32_t>(queue_.worst_of_best());
+    for (size_t i = 0; i < walk_.size; ++i)
+      if (queue_.bucket_of(walk_.scores[i]) >= least) walk_.best.push_back({walk_.scores[i], walk_.ids[i]});
+  }
+
+  // Scores them by their rows in place of their codes.
+  void rerank() {
+    const size_t count = walk_.best.size();
+    if (walk_.fresh.size() < count) walk_.fresh.resize(count);
+    if (walk_.fresh_scores.size() < count) walk_.fresh_scores.resize(count);
+    for (size_t i = 0; i < count; ++i) walk_.fresh[i] = walk_.best[i].id;
+    kernels_.dot(task_.query, *task_.keys, walk_.fresh.data(), count, walk_.fresh_scores.data());
+    for (size_t i = 0; i < count; ++i) walk_.best[i].near = walk_.fresh_scores[i];
+  }
+
+  const Kernels& kernels_;
+  const CodeKernels& coded_;
+  const Task& task_;
+  Walk& walk_;
+  const uint8_t* codes_ = nullptr;
+  size_t codes_bytes_ = 0;
+  size_t count_ = 0, chosen_ = 0;
+  int32_t together_[kTogether];
+  Queue queue_;  // last: start() fills what it needs
+};
 
 }  // namespace
 
-void walk_graph(const Kernels& kernels, const Rows& keys, const Graph& graph, const float* query,
-                const Effort& effort, Walk& walk, int32_t* ids) {
-  find_starts(kernels, graph, query, walk.beam, walk.starts);
-  reset(graph, walk.starts.size(), walk);
-  size_t count = walk.starts.size();
-  for (size_t i = 0; i < count; ++i) {
-    walk.fresh[i] = walk.starts[i];
-    walk.visited[static_cast<size_t>(walk.starts[i]) >> 6] |= uint64_t{1} << (walk.starts[i] & 63);
+void walk_graphs(const Kernels& kernels, const Task* tasks, size_t count, Walk* walks) {
+  std::optional<Walker> walkers[kWalksTogether];
+  Walker* active[kWalksTogether];
+  for (size_t i = 0; i < count; ++i) active[i] = &walkers[i].emplace(kernels, tasks[i], walks[i]);
+  for (size_t left = count; left;) {
+    size_t going = 0;
+    for (size_t i = 0; i < left; ++i)
+      if (active[i]->choose()) active[going++] = active[i];
+    for (size_t i = 0; i < going; ++i) active[i]->gather();
+    for (size_t i = 0; i < going; ++i) active[i]->score_and_push();
+    left = going;
   }
-  kernels.dot(query, keys, walk.fresh.data(), count, walk.fresh_scores.data());
-  walk.dots = static_cast<int64_t>(count);
-  Queue queue(effort, Scale(walk.fresh_scores.data(), count), walk);
-  queue.push(count);
-  while (true) {
-    size_t chosen = 0;
-    count = 0;
-    for (; chosen < kTogether; ++chosen) {
-      const int32_t id = queue.pop();
-      if (id < 0) break;
-      count = gather_fresh(graph, id, count, walk);
-    }
-    if (!chosen) break;
-    walk.expansions += static_cast<int64_t>(chosen);
-    if (!count) continue;
-    queue.look_ahead(graph);
-    kernels.dot(query, keys, walk.fresh.data(), count, walk.fresh_scores.data());
-    walk.dots += static_cast<int64_t>(count);
-    queue.push(count);
-  }
-  take_best(queue, effort.k, walk, ids);
+  for (size_t i = 0; i < count; ++i) walkers[i]->finish();
 }
 
 }  // namespace ra_bench

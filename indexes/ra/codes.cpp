@@ -1,0 +1,130 @@
+#include "codes.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "pool.hpp"
+
+namespace ra_bench {
+
+const CodeKernels* codes_avx512vnni();  // null where the compiler's target has no such instructions
+const CodeKernels* codes_avx2();
+const CodeKernels* codes_plain();
+
+const CodeKernels& code_kernels() {
+  const std::string best = kernels().name;
+  if (best == "avx512" && codes_avx512vnni() && codes_avx512vnni()->supported()) return *codes_avx512vnni();
+  if (best != "plain" && codes_avx2() && codes_avx2()->supported()) return *codes_avx2();
+  return *codes_plain();
+}
+
+namespace {
+
+// The step, in standard deviations, at which 16 even levels lose least of a normal variable (Max 1960).
+constexpr float kBestStep = 0.3352f;
+constexpr float kRoom = 16.0f;     // inserted keys may be so many times as long as the longest
+constexpr float kSpread = 4096.0f;  // steps smaller than the largest by more than this are the same
+
+// Where dimension i stands among the 2 * stride levels: the last byte of a key is not for dimensions.
+inline size_t place_of(size_t i, size_t stride) { return i < 2 * stride - kChunkBytes - 1 ? i : i + 1; }
+
+struct Encoder {
+  std::vector<float> key, turned;
+  std::vector<float> levels;
+
+  // Levels - kMiddleLevel of key `id`; returns the step that makes the code's inner product with it right.
+  float run(const Kernels& kernels, const Codes& codes, const Rows& keys, size_t id) {
+    key.resize(codes.d);
+    turned.resize(codes.kept);
+    levels.resize(codes.kept);
+    kernels.widen_row(keys, id, key.data());
+    kernels.dot(key.data(), {codes.to_key.data(), kFloat32, codes.kept, codes.d}, codes.every.data(), codes.kept,
+                turned.data());
+    double squares = 0;
+    for (size_t j = 0; j < codes.kept; ++j) {
+      turned[j] -= codes.offset[j];
+      squares += static_cast<double>(turned[j]) * turned[j];
+    }
+    const float deviation = static_cast<float>(std::sqrt(squares / static_cast<double>(codes.kept)));
+    const float inverse = deviation > 0 ? 1.0f / (kBestStep * deviation) : 0.0f;
+    double along = 0, length = 0;
+    for (size_t j = 0; j < codes.kept; ++j) {
+      const float level = std::min(15.0f, std::max(0.0f, std::nearbyint(turned[j] * inverse + kMiddleLevel)));
+      levels[j] = level - kMiddleLevel;
+      along += static_cast<double>(levels[j]) * turned[j];
+      length += static_cast<double>(levels[j]) * levels[j];
+    }
+    return static_cast<float>(along / length);  // a level is never 0, so length is not
+  }
+};
+
+}  // namespace
+
+void Codes::set_transform(const float* key, const float* query, const float* mean, size_t kept_dims, size_t dim) {
+  d = dim;
+  kept = kept_dims;
+  stride = kept ? code_stride(d) : 0;
+  to_key.assign(key, key + kept * d);
+  to_query.assign(query, query + kept * d);
+  offset.assign(mean, mean + kept);
+  every.resize(kept);
+  std::iota(every.begin(), every.end(), 0);
+}
+
+void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int threads) {
+  if (empty()) return;
+  owned.resize(keys.n * stride);
+  rows = owned.data();
+  std::vector<Encoder> encoders(static_cast<size_t>(std::max(threads, 1)));
+  std::vector<float> step_of(keys.n - from);
+  parallel_for(threads, static_cast<int64_t>(keys.n - from), 256, [&](int64_t first, int64_t last, int worker) {
+    Encoder& encoder = encoders[static_cast<size_t>(worker)];
+    for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i) {
+      step_of[i] = encoder.run(kernels, *this, keys, from + i);
+      uint8_t* row = owned.data() + (from + i) * stride;
+      std::fill(row, row + stride, uint8_t{0});
+      for (size_t j = 0; j < kept; ++j) {
+        const size_t place = place_of(j, stride), within = place % (2 * kChunkBytes);
+        const auto level = static_cast<uint8_t>(encoder.levels[j] + kMiddleLevel);
+        uint8_t& byte = row[place / (2 * kChunkBytes) * kChunkBytes + within % kChunkBytes];
+        byte = static_cast<uint8_t>(byte | (within < kChunkBytes ? level : level << 4));
+      }
+    }
+  });
+  if (steps.empty()) {
+    float least = 0, most = 0;
+    for (float step : step_of) most = std::max(most, step);
+    least = most;
+    for (float step : step_of)
+      if (step > most / kSpread) least = std::min(least, step);
+    if (most <= 0) least = most = 1.0f;
+    const double ratio = std::log(static_cast<double>(most) * kRoom / least) / (kSteps - 1);
+    for (size_t s = 0; s < kSteps; ++s) steps.push_back(static_cast<float>(least * std::exp(ratio * static_cast<double>(s))));
+  }
+  const double per_step = (kSteps - 1) / std::log(static_cast<double>(steps.back()) / steps.front());
+  for (size_t i = 0; i < step_of.size(); ++i) {
+    const double place = step_of[i] > 0 ? std::log(static_cast<double>(step_of[i]) / steps.front()) * per_step : 0;
+    owned[(from + i) * stride + stride - 1] =
+        static_cast<uint8_t>(std::lrint(std::min(std::max(place, 0.0), static_cast<double>(kSteps - 1))));
+  }
+}
+
+void Codes::turn(const Kernels& kernels, const float* query, CodeQuery& out) const {
+  out.turned.resize(kept);
+  out.levels.assign(2 * stride, 0);
+  kernels.dot(query, {to_query.data(), kFloat32, kept, d}, every.data(), kept, out.turned.data());
+  float largest = 0;
+  for (float x : out.turned) largest = std::max(largest, std::fabs(x));
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  int32_t sum = 0;
+  for (size_t j = 0; j < kept; ++j) {
+    const auto level = static_cast<int32_t>(std::lrintf(out.turned[j] * inverse));
+    out.levels[place_of(j, stride)] = static_cast<int8_t>(level);
+    sum += level;
+  }
+  out.middle = kMiddleLevel * static_cast<float>(sum);
+}
+
+}  // namespace ra_bench

@@ -1,0 +1,70 @@
+// The loop of code_kernels.hpp for CPUs with AVX2. The trap of kernels_avx2.cpp holds here too: everything in an
+// anonymous namespace.
+
+#include "code_kernels.hpp"
+
+#if defined(__AVX2__)
+
+#include <immintrin.h>
+
+namespace ra_bench {
+namespace {
+
+constexpr size_t kAhead = 8;  // keys between a prefetch and its use
+
+inline void fetch(const uint8_t* row, size_t stride) {
+  for (size_t offset = 0; offset < stride; offset += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(row + offset), _MM_HINT_T0);
+}
+
+inline __m256i chunk_sums(const uint8_t* row, const int8_t* levels) {
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  const __m256i first = _mm256_and_si256(both, low), second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+  const __m256i* q = reinterpret_cast<const __m256i*>(levels);
+  // At most 2 * 15 * 127 a pair: 16 bits hold the sum of both products.
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_loadu_si256(q)),
+                                         _mm256_maddubs_epi16(second, _mm256_loadu_si256(q + 1)));
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+inline int32_t sum_of(const uint8_t* row, size_t stride, const int8_t* levels) {
+  __m256i sums = chunk_sums(row, levels);
+  for (size_t c = kChunkBytes; c < stride; c += kChunkBytes)
+    sums = _mm256_add_epi32(sums, chunk_sums(row + c, levels + 2 * c));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
+           const int32_t* ids, size_t count, float* scores) {
+  for (size_t i = 0; i < count && i < kAhead; ++i) fetch(rows + static_cast<size_t>(ids[i]) * stride, stride);
+  for (size_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) fetch(rows + static_cast<size_t>(ids[i + kAhead]) * stride, stride);
+    const uint8_t* row = rows + static_cast<size_t>(ids[i]) * stride;
+    scores[i] = steps[row[stride - 1]] * (static_cast<float>(sum_of(row, stride, levels)) - middle);
+  }
+}
+
+bool supported() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2");
+}
+
+}  // namespace
+
+const CodeKernels* codes_avx2() {
+  static const CodeKernels table = {"avx2", supported, score};
+  return &table;
+}
+
+}  // namespace ra_bench
+
+#else
+
+namespace ra_bench {
+const CodeKernels* codes_avx2() { return nullptr; }
+}  // namespace ra_bench
+
+#endif

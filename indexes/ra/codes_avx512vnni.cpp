@@ -1,0 +1,94 @@
+// The loop of code_kernels.hpp for CPUs with AVX-512 and its VNNI (Cascade Lake 2019, Zen 4 2022, and later). The trap
+// of kernels_avx2.cpp holds here too: everything in an anonymous namespace.
+
+#include "code_kernels.hpp"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+
+namespace ra_bench {
+namespace {
+
+constexpr size_t kAhead = 16;    // keys between a prefetch and its use
+constexpr size_t kTogether = 8;  // keys scored at once
+
+inline void fetch(const uint8_t* row, size_t stride) {
+  for (size_t offset = 0; offset < stride; offset += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(row + offset), _MM_HINT_T0);
+}
+
+inline __m256i add_chunk(__m256i sums, const uint8_t* row, const int8_t* levels) {
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  const __m256i* q = reinterpret_cast<const __m256i*>(levels);
+  sums = _mm256_dpbusd_epi32(sums, _mm256_and_si256(both, low), _mm256_loadu_si256(q));
+  return _mm256_dpbusd_epi32(sums, _mm256_and_si256(_mm256_srli_epi16(both, 4), low), _mm256_loadu_si256(q + 1));
+}
+
+// The sums of eight vectors' lanes.
+inline __m256i sum_lanes(const __m256i* v) {
+  const __m256i ab = _mm256_hadd_epi32(v[0], v[1]), cd = _mm256_hadd_epi32(v[2], v[3]);
+  const __m256i ef = _mm256_hadd_epi32(v[4], v[5]), gh = _mm256_hadd_epi32(v[6], v[7]);
+  const __m256i low = _mm256_hadd_epi32(ab, cd), high = _mm256_hadd_epi32(ef, gh);
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+// S is stride where the compiler shall know it, 0 for any.
+template <size_t S>
+void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const int8_t* levels, float middle,
+              const int32_t* ids, size_t count, float* scores) {
+  const size_t stride = S ? S : any_stride;
+  for (size_t i = 0; i < count && i < kAhead; ++i) fetch(rows + static_cast<size_t>(ids[i]) * stride, stride);
+  for (size_t i = 0; i < count; i += kTogether) {
+    for (size_t r = i + kAhead; r < count && r < i + kAhead + kTogether; ++r)
+      fetch(rows + static_cast<size_t>(ids[r]) * stride, stride);
+    // A last block of fewer keys repeats its last one: cheaper than a second loop.
+    const size_t last = count - 1;
+    __m256i sums[kTogether];
+    alignas(32) int32_t step_numbers[kTogether];
+    for (size_t r = 0; r < kTogether; ++r) {
+      const uint8_t* row = rows + static_cast<size_t>(ids[i + r < last ? i + r : last]) * stride;
+      sums[r] = _mm256_setzero_si256();
+      for (size_t c = 0; c < stride; c += kChunkBytes) sums[r] = add_chunk(sums[r], row + c, levels + 2 * c);
+      step_numbers[r] = row[stride - 1];
+    }
+    const __m256 step = _mm256_i32gather_ps(steps, _mm256_load_si256(reinterpret_cast<__m256i*>(step_numbers)), 4);
+    const __m256 eight =
+        _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(sum_lanes(sums)), _mm256_set1_ps(middle)));
+    if (i + kTogether <= count) _mm256_storeu_ps(scores + i, eight);
+    else _mm256_mask_storeu_ps(scores + i, static_cast<__mmask8>((1u << (count - i)) - 1), eight);
+  }
+}
+
+void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
+           const int32_t* ids, size_t count, float* scores) {
+  switch (stride) {
+    case 32: return score_of<32>(rows, stride, steps, levels, middle, ids, count, scores);
+    case 64: return score_of<64>(rows, stride, steps, levels, middle, ids, count, scores);
+    default: return score_of<0>(rows, stride, steps, levels, middle, ids, count, scores);
+  }
+}
+
+bool supported() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+const CodeKernels* codes_avx512vnni() {
+  static const CodeKernels table = {"avx512vnni", supported, score};
+  return &table;
+}
+
+}  // namespace ra_bench
+
+#else
+
+namespace ra_bench {
+const CodeKernels* codes_avx512vnni() { return nullptr; }
+}  // namespace ra_bench
+
+#endif
