@@ -34,7 +34,7 @@ import numpy as np
 from ra_bench.indexes._learn import learn_set
 
 from ra_bench.head import Head
-from ra_bench.index import Bytes, Found, Index, Partial, Work, gathered_work, layer_rows
+from ra_bench.index import Bytes, Found, Index, LaterWorks, Partial, Work, gathered_work, layer_rows
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
@@ -131,7 +131,7 @@ class Ra(Index):
         out: Partial,
         threads: int = 1,
         **effort: Any,
-    ) -> list[Work]:
+    ) -> Sequence[Work]:
         """Search and attention of all heads in one native call; a thread takes one query at a time."""
         from ra_bench.indexes.ra import _ra
 
@@ -151,11 +151,12 @@ class Ra(Index):
             lse=out.lse,
             threads=threads,
         )
-        works = [head._search_work(d, e) for head, d, e in zip(heads, dots, expansions, strict=True)]
-        return [
-            gathered_work(work, count, head.keys, rows)
-            for work, count, head, rows in zip(works, attended, heads, values, strict=True)
-        ]
+
+        def work(h: int) -> Work:
+            searched = heads[h]._search_work(dots[h], expansions[h])
+            return gathered_work(searched, attended[h], heads[h].keys, values[h])
+
+        return LaterWorks(len(heads), lambda: list(map(work, range(len(heads)))))
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """`ef` from half of k to 27 k, no more than n."""

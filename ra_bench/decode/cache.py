@@ -78,6 +78,9 @@ class DecodeLayer(CacheLayerMixin):
         """Attention over the tokens in the buffer that are seen, with its log-sum-exp."""
         return masked_attention(queries, self.keys, self.values, scale, self.slots.hidden)
 
+    def settle(self) -> None:
+        """What is left to do on the host once a step has ended and nobody waits."""
+
     @property
     def device_bytes(self) -> int:
         """Keys and values on the device."""
@@ -187,6 +190,11 @@ class DecodeCache(Cache):
         """The host's part of `end`."""
         for slots in self._slots:
             slots.count()
+
+    def settle(self) -> None:
+        """What the layers left for after the step; not part of its time."""
+        for layer in self.layers:
+            layer.settle()
 
     @contextmanager
     def serving(self, model: Any) -> Iterator[None]:

@@ -1,9 +1,13 @@
-"""A step as CUDA graphs, cut where the host has something to do between two pieces of device work.
+"""A step as CUDA graphs, cut only where the host must act before the device can go on.
 
 The model's own forward runs once while its operations are captured instead of executed. Where a layer of the
 cache cuts, the graph under way ends, the host's call is noted, and the next graph begins: so the graphs hold
 what any model does between its attentions, and no model file is patched. All graphs share one memory pool
 and are replayed in the order of their capture, which keeps what one leaves for a later one in its place.
+
+A mark cuts nothing: it records an external event into the graph, which the device stamps in every replay.
+So a layer with an index is one graph: what was found for the layer before comes in and is merged, the model
+goes on to its queries, they leave, and while the host searches, the end attends to the device's own tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ra_bench.decode.track import CudaTrack, EventTimes, HostCall, Track
+from ra_bench.decode.track import CudaTrack, EventTimes, HostCall, Moment, Track
 
 
 class GraphTrack(Track):
@@ -27,10 +31,11 @@ class GraphTrack(Track):
         self._eager: Track = CudaTrack()
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
-        self._plan: list[tuple[Any, str, HostCall | None]] = []
+        self._plan: list[tuple[Any, HostCall | None]] = []
         self._graph: Any = None  # the one under capture
         self._captured = False
-        self._times = EventTimes()
+        self._spans = EventTimes(external=True)
+        self._calls_s: list[float] = []
 
     def prepare(self, body: Callable[[], None], rewind: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -42,8 +47,10 @@ class GraphTrack(Track):
             torch.cuda.synchronize()
             try:
                 self._begin()
+                self._spans.start()
                 body()
-                self._end("model", None)
+                self._spans.close("model")
+                self._end(None)
             except Exception as error:  # whatever a model's forward does that a graph cannot hold
                 with contextlib.suppress(Exception):
                     self._graph.capture_end()
@@ -57,37 +64,39 @@ class GraphTrack(Track):
             self.run(body)  # the first replay uploads the graphs
             rewind()
 
-    def run(self, body: Callable[[], None]) -> dict[str, float]:
+    def run(self, body: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())  # an insertion moves rows there
         with torch.cuda.stream(self._stream):
             if not self._captured:
-                return self._eager.run(body)
-            self._times.start()
-            for graph, name, call in self._plan:
+                self._eager.run(body)
+                return
+            self._calls_s = []
+            for graph, call in self._plan:
                 graph.replay()
-                self._times.close(name)
                 if call is not None:
-                    self._times.add_host(call() or 0.0)
-                    self._times.open()
+                    self._calls_s.append(call() or 0.0)
             self._stream.synchronize()
-            return self._times.collect()
 
-    def mark(self, name: str) -> None:
-        if self._graph is None:  # a graph is not cut for the sake of a clock
-            self._eager.mark(name)
+    def times(self) -> dict[str, float]:
+        return self._spans.collect(self._calls_s) if self._captured else self._eager.times()
 
-    def cut(self, name: str, call: HostCall | None = None) -> None:
+    def mark(self, name: str) -> Moment:
+        return self._eager.mark(name) if self._graph is None else self._spans.close(name)
+
+    def cut(self, name: str, call: HostCall) -> None:
         if self._graph is None:
             self._eager.cut(name, call)
-        else:
-            self._end(name, call)
-            self._begin()
+            return
+        self._spans.close(name, is_cut=True)
+        self._end(call)
+        self._begin()
+        self._spans.open()
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
-    def _end(self, name: str, call: HostCall | None) -> None:
+    def _end(self, call: HostCall | None) -> None:
         self._graph.capture_end()
-        self._plan.append((self._graph, name, call))
+        self._plan.append((self._graph, call))
         self._graph = None

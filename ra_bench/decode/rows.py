@@ -52,10 +52,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "copy_ms": (_REAL, "of a step: queries to the host"),
     "search_ms": (_REAL, "of a step: search on the CPU"),
     "cpu_attention_ms": (_REAL, "of a step: attention on the CPU over what was found"),
-    "gpu_attention_ms": (
-        _REAL,
-        "of a step: attention on the model's device; None in a graph of the whole step",
-    ),
+    "gpu_attention_ms": (_REAL, "of a step: attention on the model's device"),
     "merge_ms": (_REAL, "of a step: results back to the device, and the merge"),
     "insert_ms": (_REAL, "of a step: insertion of tokens that left the window"),
     "harness_ms": (_REAL, "of a step: its time less its longest path through the others"),
