@@ -191,6 +191,35 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(device):
     assert "launch" not in device.log
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_compiler_that_fails_leaves_graphs_of_the_model_as_it_is(compiles, device, monkeypatch):
+    fusing = []
+
+    @contextlib.contextmanager
+    def fused(model):
+        fusing.append(model)
+        yield
+        fusing.pop()
+
+    monkeypatch.setattr("ra_bench.decode.graphs.fused", fused)
+
+    def body():
+        if fusing and not compiles:
+            fusing.pop()
+            raise RuntimeError("no compiler")
+        device.work("fused" if fusing else "plain", MODEL_S)
+
+    track = GraphTrack(fuse=torch.nn.Identity())
+    track.prepare(body, lambda: None)
+    device.log.clear()
+    track.run(body)
+    if compiles:
+        assert (track.capture, track.note, device.log) == ("compiled", "", ["launch", "fused"])
+    else:
+        assert (track.capture, device.log) == ("graphs", ["launch", "plain"])
+        assert track.note == "compilation failed: no compiler"
+
+
 def test_on_the_host_a_mark_is_past_when_it_is_made():
     track = HostTrack()
     track.run(lambda: track.cut("gpu_attention", lambda: track.mark("copy").synchronize() or 0.25))

@@ -19,15 +19,22 @@ from typing import Any
 
 import torch
 
-from ra_bench.decode.track import CudaTrack, EventTimes, HostCall, Moment, Track
+from ra_bench.decode.fusing import fused
+from ra_bench.decode.track import CudaTrack, EventTimes, HostCall, HostTrack, Moment, Track
+
+# Of a user: graphs where the model allows, graphs of a model whose small parts are compiled, or no graphs.
+CAPTURES = ("auto", "compiled", "eager")
 
 
 class GraphTrack(Track):
-    """Captures a step and replays it. Where capture fails, steps run eagerly, and `note` says why."""
+    """Captures a step and replays it. Where capture fails, steps run eagerly, and `note` says why.
 
-    capture = "graphs"
+    With `fuse`, a model, its small parts are compiled for the capture; where that fails, they are captured as
+    they are.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, fuse: torch.nn.Module | None = None) -> None:
+        self._fuse = fuse
         self._eager: Track = CudaTrack()
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
@@ -40,29 +47,48 @@ class GraphTrack(Track):
     def prepare(self, body: Callable[[], None], rewind: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for _ in range(2):  # libraries set themselves up in their first calls, which cannot be captured
-                self._eager.run(body)
-                rewind()
-            gc.collect()
-            torch.cuda.synchronize()
-            try:
-                self._begin()
-                self._spans.start()
-                body()
-                self._spans.close("model")
-                self._end(None)
-            except Exception as error:  # whatever a model's forward does that a graph cannot hold
-                with contextlib.suppress(Exception):
-                    self._graph.capture_end()
-                self._graph = None
-                self._plan.clear()
-                self.capture = "eager"
-                self.note = f"capture failed: {' '.join(str(error).split())[:200]}"
-            torch.cuda.synchronize()
-            self._captured = self.capture == "graphs"
+            if self._fuse is not None:
+                try:
+                    with fused(self._fuse):
+                        self._rehearse(body, rewind)
+                        self._capture(body, "compiled")
+                except Exception as error:  # whatever a compiler raises; other reasons will come again
+                    self._note("compilation", error)
+            if not self._captured:
+                self._rehearse(body, rewind)
+                self._capture(body, "graphs")
         if self._captured:
             self.run(body)  # the first replay uploads the graphs
             rewind()
+
+    def _rehearse(self, body: Callable[[], None], rewind: Callable[[], None]) -> None:
+        """Libraries set themselves up in their first calls, which cannot be captured."""
+        for _ in range(2):
+            self._eager.run(body)
+            rewind()
+        gc.collect()
+        torch.cuda.synchronize()
+
+    def _capture(self, body: Callable[[], None], name: str) -> None:
+        try:
+            self._begin()
+            self._spans.start()
+            body()
+            self._spans.close("model")
+            self._end(None)
+        except Exception as error:  # whatever a model's forward does that a graph cannot hold
+            with contextlib.suppress(Exception):
+                self._graph.capture_end()
+            self._graph = None
+            self._plan.clear()
+            self._note("capture", error)
+        else:
+            self.capture = name
+            self._captured = True
+        torch.cuda.synchronize()
+
+    def _note(self, what: str, error: Exception) -> None:
+        self.note = f"{what} failed: {' '.join(str(error).split())[:200]}"
 
     def run(self, body: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())  # an insertion moves rows there
@@ -100,3 +126,12 @@ class GraphTrack(Track):
         self._graph.capture_end()
         self._plan.append((self._graph, call))
         self._graph = None
+
+
+def make_track(model: Any, capture: str) -> Track:
+    """The track for steps of `model`: `capture` is one of `CAPTURES`, and means something on CUDA only."""
+    if model.device.type != "cuda":
+        return HostTrack()
+    if capture == "eager":
+        return CudaTrack()
+    return GraphTrack(fuse=model if capture == "compiled" else None)
