@@ -53,11 +53,12 @@ class Stepper:
         self._token.fill_(token)
         self._cache.track.run(self._body)
         self._cache.count()
-        insert_s = self._insert()
-        seconds = time.perf_counter() - started_s
-        parts = self._cache.track.times() | {"insert": insert_s}
+        run_s = time.perf_counter() - started_s
+        parts = self._cache.track.times()
         self._cache.settle()
-        parts["harness"] = seconds - parts.pop("critical") - insert_s
+        parts["insert"] = self._insert()
+        parts["harness"] = run_s - parts.pop("critical")
+        seconds = run_s + parts["insert"]
         return Step(int(self._next[0]), seconds, parts)
 
     def _body(self) -> None:
