@@ -41,7 +41,7 @@ def test_captured_steps_decode_as_eager_ones_do(kind, capture, llama):
             assert min(step.parts.values()) >= 0, step.parts
             assert step.parts["gpu_attention"] > 0
     off = np.linalg.norm(logits[capture] - logits["eager"]) / np.linalg.norm(logits["eager"])
-    assert off < (1e-3 if capture == "auto" else 5e-2)
+    assert off < (1e-2 if capture == "auto" else 5e-2)
 
 
 def test_all_keys_by_an_index_give_dense_s_logits(llama):
