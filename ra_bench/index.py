@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +51,28 @@ class Work:
     exact: np.ndarray | None = None
     bytes_read: np.ndarray | None = None
     attended: np.ndarray | None = None
+
+
+class LaterWorks(Sequence[Work]):
+    """The works of a layer's heads, made by `make` when they are first asked for.
+
+    While a token is decoded the device waits for `attend_layer`, and nobody asks what it read until later.
+    `make` must not depend on what an insertion changes.
+    """
+
+    def __init__(self, heads: int, make: Callable[[], Sequence[Work]]) -> None:
+        self._heads = heads
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._heads
+
+    def __getitem__(self, h: Any) -> Any:
+        return self._works[h]
+
+    @functools.cached_property
+    def _works(self) -> Sequence[Work]:
+        return self._make()
 
 
 class Found(NamedTuple):
@@ -302,8 +324,10 @@ class Index(ABC):
         out: Partial,
         threads: int = 1,
         **effort: Any,
-    ) -> list[Work]:
+    ) -> Sequence[Work]:
         """One decoded token of a layer: `queries` (H, G, d) into `out` (H, G, d) and (H, G); work per head.
+
+        The works may be made only when they are read (`LaterWorks`).
 
         By default a pool of `threads` searches the heads, and one native call of as many attends over what
         they found; a native method does both in one call. `out` is float32, C-contiguous. Raises ValueError
@@ -312,25 +336,24 @@ class Index(ABC):
         from ra_bench.indexes._native._native import gather_attention_layer  # compiled
 
         rows = layer_rows(queries, len(indexes))
-        works = [Work()] * len(indexes)
         if any(type(index).attend is not Index.attend for index in indexes):
+            works = [Work()] * len(indexes)
 
             def attend(h: int) -> None:
                 out.output[h], out.lse[h], works[h] = indexes[h].attend(queries[h], k, **effort)
 
             over_heads(attend, len(indexes), threads)
             return works
-        ids = [np.empty((0, 0), np.int32)] * len(indexes)
+        found = [Found(np.empty((0, 0), np.int32), Work())] * len(indexes)
+        keys = [index.keys for index in indexes]
         values = [index.values_to_attend for index in indexes]
 
         def search(h: int) -> None:
-            found = indexes[h].search(queries[h], k, **effort)
-            ids[h], works[h] = found.ids, attended_work(found, indexes[h].keys, values[h])
+            found[h] = indexes[h].search(queries[h], k, **effort)
 
         over_heads(search, len(indexes), threads)
-        keys = [index.keys for index in indexes]
-        gather_attention_layer(rows, ids, keys, values, out.output, out.lse, threads)
-        return works
+        gather_attention_layer(rows, [one.ids for one in found], keys, values, out.output, out.lse, threads)
+        return LaterWorks(len(indexes), lambda: list(map(attended_work, found, keys, values)))
 
     @property
     def values_to_attend(self) -> np.ndarray:

@@ -11,11 +11,11 @@ from ra_bench import dump
 from ra_bench.decode.answer import answer
 from ra_bench.decode.arms import CacheMaker
 from ra_bench.decode.built import Built
+from ra_bench.decode.graphs import make_track
 from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left
 from ra_bench.decode.plan import Settings, make_plan
 from ra_bench.decode.prefilled import prefill_sample
 from ra_bench.decode.step import Stepper
-from ra_bench.decode.track import HostTrack
 from ra_bench.dump_plan import DumpSettings
 from ra_bench.prompts import Document
 from ra_bench.registry import parse
@@ -27,7 +27,15 @@ class Decoding:
     """A prefilled tiny model; each `run` decodes the same forced tokens through another cache."""
 
     def __init__(
-        self, folder, family="llama", steps=6, learn_sizes=None, dense_layers=(), dtype="float32", **changes
+        self,
+        folder,
+        family="llama",
+        steps=6,
+        learn_sizes=None,
+        dense_layers=(),
+        dtype="float32",
+        device="cpu",
+        **changes,
     ):
         tiny_model.save_config(folder, family, **{"max_position_embeddings": 4096} | changes)
         settings = Settings(
@@ -36,7 +44,7 @@ class Decoding:
             context_tokens=TOKENS,
             limit=1,
             dtype=dtype,
-            device="cpu",
+            device=device,
             threads=1,
             random_weights=True,
             dense_layers=dense_layers,
@@ -46,7 +54,8 @@ class Decoding:
         self.dtype = getattr(torch, dtype)
         self.ids = tiny_model.token_ids(TOKENS + steps)[0].numpy()
         self.learn_sizes = learn_sizes or {}
-        asked = DumpSettings(str(folder), folder, TOKENS, random_weights=True, dtype=dtype, device="cpu")
+        self.capture = "auto"  # of the caches that are made from here on
+        asked = DumpSettings(str(folder), folder, TOKENS, random_weights=True, dtype=dtype, device=device)
         session = dump.start(self.plan.model, asked)
         self.session = replace(session, settings=replace(asked, decode_steps=steps))
         self.document = Document("doc000", "made", self.ids[:TOKENS])
@@ -58,7 +67,8 @@ class Decoding:
 
     @property
     def maker(self):
-        return CacheMaker(self.prefilled, self.steps, HostTrack(), self.plan.indexed_layers)
+        track = make_track(self.session.model, self.capture)
+        return CacheMaker(self.prefilled, self.steps, track, self.plan.indexed_layers)
 
     def build(self, spec, threads=1):
         built = Built(parse(spec), self.plan.indexed_layers, threads, seed=0)

@@ -81,6 +81,20 @@ def test_a_layer_of_grown_and_split_graphs_is_its_heads(spec):
         assert_layer_is_per_head(indexes, K, threads)
 
 
+@pytest.mark.parametrize("spec", ["flat", "ra", "ivf"])
+def test_what_a_layer_read_is_the_same_when_it_is_asked_later(spec):
+    indexes = layer(spec)
+    expected = [index.attend(QUERIES[h], K).work for h, index in enumerate(indexes)]
+    works = type(indexes[0]).attend_layer(indexes, QUERIES, K, empty_out())
+    assert len(works) == H
+    for h, index in enumerate(indexes):  # what an insertion changes is not asked
+        keys, values = head_rows(h)
+        index.insert(keys[:50], values[:50])
+    for work, before in zip(works, expected, strict=True):
+        for name, count in vars(before).items():
+            np.testing.assert_array_equal(getattr(work, name), count, err_msg=name)
+
+
 @pytest.mark.parametrize("spec", ["flat", "ra"])
 def test_what_a_layer_call_cannot_do_is_refused(spec):
     indexes = layer(spec)

@@ -167,11 +167,11 @@ def slow_scores(graph, query, keys):
 
 
 def slow_walk(graph, keys, query, k, ef):
-    """The walk with Python lists: keys read, the best k in order, how many were expanded, how many read exactly.
+    """The walk with Python lists: keys read, the best k in order, how many were expanded, which read exactly.
 
     Buckets of equal width hold the scores, eight keys are expanded at a time, the last one that came into a
-    bucket first; a key is kept, or expanded, if fewer than the most that are kept, or ef, lie in buckets above
-    its own.
+    bucket first; a key is kept, or expanded, if fewer than the most that are kept, or ef, lie in buckets
+    above its own.
     """
     starts = [graph.entry, *graph.seeds[np.argmax(graph.centroids @ query)]]
     read = list(dict.fromkeys(int(i) for i in starts if i >= 0))

@@ -12,7 +12,10 @@ What differs from them:
   queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
-  four keys at a time, RoarGraph's one.
+  eight keys at a time, RoarGraph's one.
+- A walk goes by 4-bit codes of the keys (`ra_bench.indexes.ra.balance` tells in which coordinates); the best
+  2 k + 64 by code, or a quarter of `ef`, are scored by their rows. A thread walks for up to four queries in
+  turn, so that one works while the others wait for memory.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
 - Inserted keys (neither paper says how): a sample of the learn queries is kept with their exact neighbours,
   which are brought up to date and projected onto the new keys among them; a search for each new key finds its
@@ -35,7 +38,7 @@ from ra_bench.indexes._learn import learn_set
 from ra_bench.indexes.ra.balance import balance
 
 from ra_bench.head import Head
-from ra_bench.index import Bytes, Found, Index, Partial, Work, gathered_work, layer_rows
+from ra_bench.index import Bytes, Found, Index, LaterWorks, Partial, Work, gathered_work, layer_rows
 from ra_bench.transform import LIFT_HEADROOM
 
 DEFAULT_K = 100
@@ -136,7 +139,7 @@ class Ra(Index):
         out: Partial,
         threads: int = 1,
         **effort: Any,
-    ) -> list[Work]:
+    ) -> Sequence[Work]:
         """Search and attention of all heads in one native call; a thread takes one query at a time."""
         from ra_bench.indexes.ra import _ra
 
@@ -156,11 +159,12 @@ class Ra(Index):
             lse=out.lse,
             threads=threads,
         )
-        works = [head._search_work(*of_head) for head, *of_head in zip(heads, *counts, strict=True)]
-        return [
-            gathered_work(work, count, head.keys, rows)
-            for work, count, head, rows in zip(works, attended, heads, values, strict=True)
-        ]
+
+        def work(h: int) -> Work:
+            searched = heads[h]._search_work(*(of_heads[h] for of_heads in counts))
+            return gathered_work(searched, attended[h], heads[h].keys, values[h])
+
+        return LaterWorks(len(heads), lambda: list(map(work, range(len(heads)))))
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """`ef` from half of k to 27 k, no more than n."""

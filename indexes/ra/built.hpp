@@ -23,7 +23,7 @@ struct Built {
   Codes codes;
   std::optional<Array> mapped, mapped_codes;  // keep `graph.links` and `codes.rows` alive where they are files
 
-  Geometry geometry(const Rows& keys) const { return {keys, radius > 0 ? extra.data() : nullptr}; }
+  Geometry geometry(const Rows& keys) const { return {keys, radius > 0 ? extra.data() : nullptr, &codes}; }
 
   void lift(const Rows& keys) {  // the extra coordinates of keys that lack them
     if (radius <= 0) return;

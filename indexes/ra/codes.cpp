@@ -118,6 +118,7 @@ void Codes::turn(const Kernels& kernels, const float* query, CodeQuery& out) con
   float largest = 0;
   for (float x : out.turned) largest = std::max(largest, std::fabs(x));
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  out.scale = largest / 127.0f;
   int32_t sum = 0;
   for (size_t j = 0; j < kept; ++j) {
     const auto level = static_cast<int32_t>(std::lrintf(out.turned[j] * inverse));

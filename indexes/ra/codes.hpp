@@ -24,6 +24,7 @@ struct CodeQuery {
   std::vector<float> turned;
   std::vector<int8_t> levels;  // (2 * stride), in the order of a key's dimensions
   float middle = 0;            // kMiddleLevel * the sum of the levels
+  float scale = 1;             // of a level: what CodeKernels::score is to be multiplied by, to tell q·(key - mean)
 };
 
 struct Codes {

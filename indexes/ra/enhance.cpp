@@ -11,10 +11,21 @@ namespace {
 struct Scratch {
   Beam beam;
   PruneScratch prune;
+  CodeQuery code;
   std::vector<float> vector, near;
   std::vector<int32_t> starts, ids;
   std::vector<Candidate> candidates;
 };
+
+// Scores the candidates by their rows in place of their codes.
+void score_exactly(const Kernels& kernels, const Geometry& geometry, const Target& target, Scratch& scratch) {
+  const size_t count = scratch.candidates.size();
+  scratch.ids.resize(count);
+  scratch.near.resize(count);
+  for (size_t i = 0; i < count; ++i) scratch.ids[i] = scratch.candidates[i].id;
+  geometry.nearness(kernels, target.vector, target.extra, scratch.ids.data(), count, scratch.near.data());
+  for (size_t i = 0; i < count; ++i) scratch.candidates[i].near = scratch.near[i];
+}
 
 // What a search for `key` passes, pruned: its new links, beside those it has from queries.
 std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry, const Graph& graph,
@@ -24,9 +35,15 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
   kernels.widen_row(geometry.keys, x, scratch.vector.data());
   scratch.starts.assign(1, graph.entry);
   if (key != graph.entry) scratch.starts.push_back(key);
-  search_graph(kernels, geometry, graph, {scratch.vector.data(), geometry.extra_of(x)}, scratch.starts.data(),
-               scratch.starts.size(), settings.beam, settings.beam, true, scratch.beam);
+  Target target{scratch.vector.data(), geometry.extra_of(x)};
+  if (!geometry.codes->empty()) {
+    geometry.codes->turn(kernels, target.vector, scratch.code);
+    target.code = &scratch.code;
+  }
+  search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), settings.beam,
+               settings.beam, true, scratch.beam);
   scratch.candidates = scratch.beam.expanded;
+  if (target.code) score_exactly(kernels, geometry, target, scratch);
   sort_unique(key, scratch.candidates);
   if (scratch.candidates.size() > settings.candidates) scratch.candidates.resize(settings.candidates);
   std::vector<int32_t> chosen(graph.row(x), graph.row(x) + graph.kept[x]);

@@ -12,6 +12,8 @@
 
 namespace ra_bench {
 
+struct Codes;
+
 // Learn queries that stay after the build, each with its nearest of all keys so far: what links later keys.
 struct KeptQueries {
   size_t count = 0, width = 0;
@@ -54,6 +56,7 @@ struct Graph {
 struct Geometry {
   Rows keys;
   const float* extra = nullptr;
+  const Codes* codes = nullptr;  // what searches for keys go by; null or empty: the keys themselves
 
   float extra_of(size_t id) const { return extra ? extra[id] : 0.0f; }
   // near[i] = nearness of ids[i] to the point whose vector is `vector` and extra coordinate `x`.

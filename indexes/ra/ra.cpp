@@ -44,6 +44,7 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, co
   built->lift(rows);
   const Kernels& table = kernels();
   grow(built->graph, rows.n);
+  built->codes.encode(table, rows, 0, built->settings.threads);
   const Geometry geometry = built->geometry(rows);
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
@@ -52,7 +53,6 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, co
   if (beam) enhance(table, geometry, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
   built->extra = {};
-  built->codes.encode(table, rows, 0, built->settings.threads);
   return built.release();  // Python owns it
 }
 
@@ -66,9 +66,8 @@ void insert(Built& built, const Array& keys, int threads) {
   BuildSettings settings = built.settings;
   settings.beam = std::max<size_t>(settings.beam, 16);
   settings.fill = true;  // a new key has few links from queries, or none
-  const size_t from = built.graph.n;
+  built.codes.encode(kernels(), rows, built.graph.n, built.settings.threads);
   insert_keys(kernels(), built.geometry(rows), settings, built.graph);
-  built.codes.encode(kernels(), rows, from, built.settings.threads);
 }
 
 // The graphs of one head, of which query g uses number g % size, and its keys.

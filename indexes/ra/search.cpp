@@ -71,7 +71,15 @@ inline size_t merge(size_t added, size_t capacity, Beam& beam) {
 // Scores the `count` fresh keys and puts them into the pool; returns the best place that changed.
 inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, const Target& target,
                           size_t count, size_t capacity, Beam& beam) {
-  geometry.nearness(kernels, target.vector, target.extra, beam.fresh.data(), count, beam.scores.data());
+  if (target.code) {
+    const Codes& codes = *geometry.codes;
+    code_kernels().score(codes.rows, codes.stride, codes.steps.data(), target.code->levels.data(), target.code->middle,
+                         beam.fresh.data(), count, beam.scores.data());
+    for (size_t i = 0; i < count; ++i)
+      beam.scores[i] = beam.scores[i] * target.code->scale + target.extra * geometry.extra_of(static_cast<size_t>(beam.fresh[i]));
+  } else {
+    geometry.nearness(kernels, target.vector, target.extra, beam.fresh.data(), count, beam.scores.data());
+  }
   beam.dots += static_cast<int64_t>(count);
   const uint64_t worst = beam.size == capacity ? beam.pool[capacity - 1] : 0;
   uint64_t* unsorted = beam.unsorted.data();

@@ -1,6 +1,7 @@
 // Best-first search of a graph.
 #pragma once
 
+#include "codes.hpp"
 #include "graph.hpp"
 
 namespace ra_bench {
@@ -22,9 +23,12 @@ struct Beam {
   int32_t id(size_t i) const { return 0x7fffffff - static_cast<int32_t>((pool[i] >> 1) & 0x7fffffff); }
 };
 
+// A point to search for. With `code` the search goes by the keys' codes, and its scores lack an addend that is the
+// same for all keys.
 struct Target {
   const float* vector;
   float extra;
+  const CodeQuery* code = nullptr;
 };
 
 // Leaves in beam.pool the keys nearest to `target` that a search from `starts` (distinct ids) finds: the pool

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ra_bench.attention_hook import attending, check_logits
 from ra_bench.capture import Recorder
-from ra_bench.decode.device_attention import long_attention, masked_attention, merge_two, whole_chunks
+from ra_bench.decode.device_attention import Part, attention_over, whole_chunks
 from ra_bench.decode.slots import Slots
 from ra_bench.decode.track import HostTrack, Track
 from ra_bench.errors import UsageError
@@ -76,7 +76,16 @@ class DecodeLayer(CacheLayerMixin):
 
     def attend_buffer(self, queries: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention over the tokens in the buffer that are seen, with its log-sum-exp."""
-        return masked_attention(queries, self.keys, self.values, scale, self.slots.hidden)
+        return attention_over(queries, [self._buffered], scale)
+
+    @property
+    def _buffered(self) -> Part:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values, self.slots.hidden
+
+    def settle(self) -> None:
+        """What is left to do on the host once a step has ended and nobody waits."""
 
     @property
     def device_bytes(self) -> int:
@@ -112,11 +121,12 @@ class LongLayer(DecodeLayer):
         self, queries: torch.Tensor, prompt: tuple[torch.Tensor, torch.Tensor], scale: float
     ) -> torch.Tensor:
         """Attention over the buffer and over `prompt` (H, n, d) on the device."""
-        output, lse = self.attend_buffer(queries, scale)
-        if not self.long_tokens:
-            return output
-        keys, values = (rows[:, : self.long_tokens] for rows in prompt)
-        return merge_two(output, lse, *long_attention(queries, keys, values, scale))
+        parts = [self._buffered]
+        if self.long_tokens:
+            keys, values = (rows[:, : self.long_tokens] for rows in prompt)
+            parts.append((keys, values, None))
+        output, _ = attention_over(queries, parts, scale)
+        return output
 
 
 class DenseLayer(LongLayer):
@@ -187,6 +197,11 @@ class DecodeCache(Cache):
         """The host's part of `end`."""
         for slots in self._slots:
             slots.count()
+
+    def settle(self) -> None:
+        """What the layers left for after the step; not part of its time."""
+        for layer in self.layers:
+            layer.settle()
 
     @contextmanager
     def serving(self, model: Any) -> Iterator[None]:

@@ -6,11 +6,44 @@ to come have their slots from the start, hidden by a mask until they are there.
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+
 import torch
+
+from ra_bench.decode.tiling import TILINGS
 
 CHUNK_TOKENS = 1024
 FLASH_TYPES = (torch.float16, torch.bfloat16)
 FLASH_DIM_MULTIPLE, FLASH_DIM_MAX = 8, 256
+SPLIT_GROUP_MAX = 16  # query heads a KV head
+
+# Keys and values (H, n, d) of one part of a layer's tokens, and which of them are hidden (n,). A part where
+# none is hidden has a multiple of `CHUNK_TOKENS` tokens.
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def attention_over(
+    queries: torch.Tensor, parts: Sequence[Part], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of `queries` (H, G, d) over all `parts`, of which the first must have a key that is seen.
+
+    By the Triton kernel where it runs. Returns output (H, G, d) and log-sum-exp (H, G), float32.
+    """
+    if (split := _split_attention(queries)) is not None:
+        return split(queries, parts, scale)
+    done = [
+        long_attention(queries, keys, values, scale)
+        if hidden is None
+        else masked_attention(queries, keys, values, scale, hidden)
+        for keys, values, hidden in parts
+    ]
+    output, lse = done[0]
+    for other_output, other_lse in done[1:]:
+        output = merge_two(output, lse, other_output, other_lse)
+        lse = torch.logaddexp(lse, other_lse)
+    return output, lse
 
 
 def masked_attention(
@@ -70,6 +103,35 @@ def merge_two(
     """
     share = torch.sigmoid(other_lse - lse)[..., None]
     return torch.lerp(output, other_output, share)
+
+
+def _split_attention(queries: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """The kernel that splits the keys, where it can take `queries`."""
+    if not queries.is_cuda or queries.dtype not in FLASH_TYPES or queries.shape[1] > SPLIT_GROUP_MAX:
+        return None
+    return _tried_kernel(queries.device, queries.dtype, queries.shape[2])
+
+
+@functools.cache
+def _tried_kernel(
+    device: torch.device, dtype: torch.dtype, d: int
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """The kernel if it compiles and runs for such rows on `device`; asked before anything is captured."""
+    if d not in TILINGS:
+        return None
+    try:
+        from ra_bench.decode.split_attention import split_attention
+
+        rows = torch.ones(1, CHUNK_TOKENS, d, dtype=dtype, device=device)
+        hidden = torch.zeros(CHUNK_TOKENS, dtype=torch.bool, device=device)
+        output, _ = split_attention(rows[:, :1], [(rows, rows, hidden), (rows, rows, None)], 1.0)
+        if not torch.allclose(output, torch.ones_like(output), atol=1e-2):
+            raise RuntimeError("its mean of ones is not one")
+    except Exception as error:  # no Triton, no compiler, too little shared memory
+        message = " ".join(str(error).split())[:200]
+        warnings.warn(f"attention on the GPU goes without its Triton kernel: {message}", stacklevel=2)
+        return None
+    return split_attention
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

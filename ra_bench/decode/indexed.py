@@ -19,6 +19,7 @@ import torch
 from ra_bench.decode.cache import DecodeLayer
 from ra_bench.decode.device_attention import merge_two
 from ra_bench.decode.slots import Slots
+from ra_bench.decode.track import Moment
 from ra_bench.errors import RunError
 from ra_bench.index import Index, Partial, Work
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
@@ -54,7 +55,7 @@ class IndexedLayer(DecodeLayer):
         super().__init__(slots, rows)
         self.indexes = list(indexes)
         self.retrieval = retrieval
-        self.works: list[list[Work]] = []  # a step each
+        self.works: list[Sequence[Work]] = []  # a step each
         self.inserted_tokens = 0
         self.watcher: Any = None  # is shown each step's queries and what came of them (numpy), for tests
         heads, _, d = rows[0].shape
@@ -67,53 +68,49 @@ class IndexedLayer(DecodeLayer):
         self._shape = (heads, group, d)
         output, lse = self._parts(self._found)
         self._partial = Partial(output.numpy(), lse.numpy(), Work())
-        self._sent = torch.cuda.Event() if pinned else None
+        self.last_queries: np.ndarray = self._queries.numpy()  # (H, G, d) of the last step, scaled
         self._stateful = self.indexes[0].is_stateful
-
-    @property
-    def last_queries(self) -> np.ndarray:
-        """The queries (H, G, d) of the last step, scaled."""
-        return self._queries.numpy()
 
     def attend(self, queries: torch.Tensor, scale: float) -> torch.Tensor:
         """The merged attention over the device's tokens and what the indexes find."""
-        self.track.cut("model")
+        self.track.mark("model")
         rounded = queries.to(self.retrieval.stored).float()
         self._queries.copy_(rounded * scale, non_blocking=True)
-        self.track.cut("copy", self._note_sent)
+        sent = self.track.mark("copy")
         output, lse = self.attend_buffer(queries, scale)
-        self.track.cut("gpu_attention", self._find)
+        self.track.cut("gpu_attention", lambda: self._find(sent))
         self._found_here.copy_(self._found, non_blocking=True)
         merged = merge_two(output, lse, *self._parts(self._found_here))
-        self.track.cut("merge")
+        self.track.mark("merge")
         return merged
 
-    def _note_sent(self) -> None:
-        if self._sent is not None:
-            self._sent.record()
+    def _find(self, sent: Moment) -> float:
+        """The host's part: searches and attends for all heads of the layer in one call; gives its seconds.
 
-    def _find(self) -> float:
-        """The host's part: searches and attends for all heads of the layer in one call; gives its seconds."""
-        if self._sent is not None:
-            self._sent.synchronize()
-        queries = self._queries.numpy()
+        The device waits for it: what can be done after the step is left to `settle`.
+        """
+        sent.synchronize()  # spins: a thread that sleeps wakes later than the queries come
         how = self.retrieval
         started_s = time.perf_counter()
         works = type(self.indexes[0]).attend_layer(
-            self.indexes, queries, how.k, self._partial, threads=how.threads, **how.effort
+            self.indexes, self.last_queries, how.k, self._partial, threads=how.threads, **how.effort
         )
         found_s = time.perf_counter() - started_s
-        if not np.isfinite(self._partial.output).all() or np.isnan(self._partial.lse).any():
-            raise RunError("the index gave an attention that is not finite")
         if self.rehearsing:
             return found_s
         self.works.append(works)
         if self._stateful:
-            for index, rows in zip(self.indexes, queries, strict=True):
+            for index, rows in zip(self.indexes, self.last_queries, strict=True):
                 index.observe(rows)
         if self.watcher is not None:
-            self.watcher(self, queries, self._partial)
+            self.watcher(self, self.last_queries, self._partial)
         return found_s
+
+    def settle(self) -> None:
+        """Counts what the last step read; RunError where what it found is not finite."""
+        self.works[-1] = list(self.works[-1])
+        if not np.isfinite(self._partial.output).all() or np.isnan(self._partial.lse).any():
+            raise RunError("the index gave an attention that is not finite")
 
     def insert_oldest(self, tokens: int) -> None:
         """Moves the `tokens` oldest tokens behind the sinks into the indexes. `Slots.drop` follows."""

@@ -27,8 +27,6 @@ def costs(steps: Sequence[Step], search_share: float | None) -> Row:
     names = ("model", "copy", "gpu_attention", "merge", "insert", "harness")
     parts = {name: float(np.mean([step.parts.get(name, 0.0) for step in steps])) * 1e3 for name in names}
     row: Row = {f"{name}_ms": mean_ms for name, mean_ms in parts.items()}
-    if not any("gpu_attention" in step.parts for step in steps):
-        row["gpu_attention_ms"] = None  # one graph holds the step
     host_ms = float(np.mean([step.parts.get("host", 0.0) for step in steps])) * 1e3
     share = search_share or 0.0
     return row | {

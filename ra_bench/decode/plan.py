@@ -13,6 +13,7 @@ import numpy as np
 from ra_bench import dump_plan, models
 from ra_bench.compare import source_hash
 from ra_bench.decode.arms import BASELINES, WINDOW, Arm, make_arms
+from ra_bench.decode.graphs import CAPTURES
 from ra_bench.decode.indexed import STATIC_TOKENS
 from ra_bench.decode.rows import SCHEMA_VERSION
 from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, make_samples
@@ -27,7 +28,6 @@ RANDOM_TASK = "random"  # of random weights: nothing is asked
 RANDOM_STEPS = 32
 SERVED_KINDS = ("full_attention", "sliding_attention")
 PROTOCOLS = ("question-sparse", "question-dense")
-CAPTURES = ("auto", "eager")
 # Modules beside ra_bench/decode/ that decide what a row says.
 MEASURING = ("attention_hook", "index", "prefill", "split", "truth", "vectors")
 

@@ -18,13 +18,12 @@ import torch
 from ra_bench import dump, models
 from ra_bench.decode.arms import CacheMaker
 from ra_bench.decode.built import Built
-from ra_bench.decode.graphs import GraphTrack
+from ra_bench.decode.graphs import make_track
 from ra_bench.decode.harness import dump_settings
 from ra_bench.decode.indexed import STATIC_TOKENS, IndexedLayer, Retrieval, insert_left, would_insert
 from ra_bench.decode.plan import Plan, Settings, check_numbers, plan_model
 from ra_bench.decode.prefilled import Prefilled, prefill_sample
 from ra_bench.decode.step import Stepper
-from ra_bench.decode.track import CudaTrack, HostTrack, Track
 from ra_bench.errors import UsageError
 from ra_bench.prepare import wants
 from ra_bench.prompts import Document
@@ -170,7 +169,7 @@ class Responder:
         maker = CacheMaker(
             asked.prefilled,
             max(1, len(asked.fed) + new_tokens),
-            self._track(),
+            make_track(model, self._plan.settings.capture),
             self._plan.indexed_layers,
         )
         if built is None:
@@ -207,8 +206,3 @@ class Responder:
             yield stream
         if built is not None and (stateful or layers[0].inserted_tokens):
             built.restore()
-
-    def _track(self) -> Track:
-        if self._session.model.device.type == "cpu":
-            return HostTrack()
-        return GraphTrack() if self._plan.settings.capture == "auto" else CudaTrack()

@@ -13,14 +13,13 @@ from ra_bench.decode.answer import Answer, answer
 from ra_bench.decode.arms import DENSE, DENSE_HOST, Arm, CacheMaker
 from ra_bench.decode.built import Built
 from ra_bench.decode.cache import DecodeCache
-from ra_bench.decode.graphs import GraphTrack
+from ra_bench.decode.graphs import make_track
 from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left, would_insert
 from ra_bench.decode.measures import costs, search_share, work_of
 from ra_bench.decode.plan import Plan
 from ra_bench.decode.prefilled import Prefilled
 from ra_bench.decode.step import Stepper
 from ra_bench.decode.tasks import FIDELITY, Sample, compare_logits, score
-from ra_bench.decode.track import CudaTrack, HostTrack, Track
 from ra_bench.errors import UsageError
 from ra_bench.measure import settings_of_index
 from ra_bench.results import Row
@@ -206,10 +205,7 @@ class Runner:
         return forced, self._plan.new_tokens(self._sample)
 
     def _maker(self, eager: bool = False) -> CacheMaker:
-        track: Track = HostTrack()
-        if self._on_gpu:
-            as_graphs = self._plan.settings.capture == "auto" and not eager
-            track = GraphTrack() if as_graphs else CudaTrack()
+        track = make_track(self._model, "eager" if eager else self._plan.settings.capture)
         steps = self._plan.steps(self._sample)
         return CacheMaker(self._prefilled, steps, track, self._plan.indexed_layers)
 

@@ -1,7 +1,7 @@
 """How a step's device work is run and timed: as it comes, or (`ra_bench.decode.graphs`) as captured graphs.
 
-The layers of the cache tell a track where one kind of work ends: `mark` for time alone, `cut` where the host
-has something to do in between. Times are seconds a step, by name.
+The layers of the cache tell a track where one kind of work ends: `mark` for time alone, `cut` only where the
+host must act before the device can go on. Times are seconds a step, by name.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,6 +21,13 @@ HostCall = Callable[[], float | None]
 OVERLAPPED = "gpu_attention"
 
 
+class Moment(Protocol):
+    """A point in a step's device work, which a host call may wait for."""
+
+    def synchronize(self) -> None:
+        """Returns once the device is past it."""
+
+
 class Track(ABC):
     """Runs steps. `capture` says how, for the rows; `note` why it is not as was asked for."""
 
@@ -28,21 +35,39 @@ class Track(ABC):
     note = ""
 
     @abstractmethod
-    def run(self, body: Callable[[], None]) -> dict[str, float]:
-        """Runs one step's device work and waits for it; returns its times, "critical" their longest path."""
+    def run(self, body: Callable[[], None]) -> None:
+        """Runs one step's device work and host calls, and waits for them."""
 
     @abstractmethod
-    def mark(self, name: str) -> None:
+    def times(self) -> dict[str, float]:
+        """Of the last run: "host" of its calls, "critical" its longest path. Read it off the clock."""
+
+    @abstractmethod
+    def mark(self, name: str) -> Moment:
         """What was done since the last mark or cut was `name`."""
 
     @abstractmethod
-    def cut(self, name: str, call: HostCall | None = None) -> None:
-        """As `mark`; then the host runs `call`."""
+    def cut(self, name: str, call: HostCall) -> None:
+        """As `mark`; the host runs `call` once all work so far is launched, and before what follows is.
+
+        So `call` may wait for an earlier mark while the device does what lies between the two, and may
+        enqueue waits and records that what follows comes after.
+        """
 
     def prepare(self, body: Callable[[], None], rewind: Callable[[], None]) -> None:
         """What must happen once before the first step that counts; `rewind` undoes a run of `body`."""
         self.run(body)
         rewind()
+
+
+class _Past:
+    """A moment of a track whose work is done when it is called."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+PAST = _Past()
 
 
 class HostTrack(Track):
@@ -52,37 +77,49 @@ class HostTrack(Track):
         self._times: dict[str, float] = defaultdict(float)
         self._last_s = 0.0
 
-    def run(self, body: Callable[[], None]) -> dict[str, float]:
+    def run(self, body: Callable[[], None]) -> None:
         self._times = defaultdict(float)
         self._last_s = time.perf_counter()
         body()
         self.mark("model")
-        self._times["critical"] = sum(self._times.values())
-        return dict(self._times)
 
-    def mark(self, name: str) -> None:
+    def times(self) -> dict[str, float]:
+        return {**self._times, "critical": sum(self._times.values())}
+
+    def mark(self, name: str) -> Moment:
         now_s = time.perf_counter()
         self._times[name] += now_s - self._last_s
         self._last_s = now_s
+        return PAST
 
-    def cut(self, name: str, call: HostCall | None = None) -> None:
+    def cut(self, name: str, call: HostCall) -> None:
         self.mark(name)
-        if call is not None:
-            self._times["host"] += call() or 0.0
-            self._last_s = time.perf_counter()
+        self._times["host"] += call() or 0.0
+        self._last_s = time.perf_counter()
+
+
+class _Span(NamedTuple):
+    name: str
+    opened: Any
+    ended: Any
+    is_cut: bool  # a host call belongs to it
 
 
 class EventTimes:
-    """Spans of device work between CUDA events, which are read when the step has ended."""
+    """Spans of device work between CUDA events, which are read when the step has ended.
 
-    def __init__(self) -> None:
+    `external` events are recorded into a graph under capture, and anew whenever it is replayed.
+    """
+
+    def __init__(self, external: bool = False) -> None:
+        self._external = external
         self._events: list[Any] = []
         self._used = 0
         self._open: Any = None
-        self._spans: list[tuple[str, Any, Any, float]] = []
+        self._spans: list[_Span] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Forgets all spans, and opens the first."""
         self._used = 0
         self._spans = []
         self.open()
@@ -91,31 +128,32 @@ class EventTimes:
         """The next span begins now."""
         self._open = self._record()
 
-    def close(self, name: str) -> None:
-        """A span ends, and the next begins."""
+    def close(self, name: str, is_cut: bool = False) -> Moment:
+        """A span ends, and the next begins; after a cut only where `open` says so."""
         ended = self._record()
-        self._spans.append((name, self._open, ended, 0.0))
+        self._spans.append(_Span(name, self._open, ended, is_cut))
         self._open = ended
+        return ended
 
-    def add_host(self, seconds: float) -> None:
-        """The host worked so long while the last span ran on the device."""
-        name, opened, ended, _ = self._spans[-1]
-        self._spans[-1] = (name, opened, ended, seconds)
+    def collect(self, calls_s: Sequence[float]) -> dict[str, float]:
+        """Seconds by name, after the device is done; `calls_s` are those of the cuts' host calls.
 
-    def collect(self) -> dict[str, float]:
-        """Seconds by name, after the device is done."""
+        Where the device waited for the host, no span was open.
+        """
         times: dict[str, float] = defaultdict(float)
-        for name, opened, ended, host_s in self._spans:
-            device_s = opened.elapsed_time(ended) / 1e3
-            times[name] += device_s
+        calls = iter(calls_s)
+        for span in self._spans:
+            device_s = span.opened.elapsed_time(span.ended) / 1e3
+            host_s = next(calls) if span.is_cut else 0.0
+            times[span.name] += device_s
             times["host"] += host_s
-            overlapped_s = max(device_s, host_s) if name == OVERLAPPED else device_s + host_s
-            times["critical"] += overlapped_s
+            overlapped = span.name == OVERLAPPED
+            times["critical"] += max(device_s, host_s) if overlapped else device_s + host_s
         return dict(times)
 
     def _record(self) -> Any:
         if self._used == len(self._events):
-            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events.append(torch.cuda.Event(enable_timing=True, external=self._external))
         event = self._events[self._used]
         self._used += 1
         event.record()
@@ -126,20 +164,23 @@ class CudaTrack(Track):
     """For a model on CUDA without graphs: operations are launched one by one."""
 
     def __init__(self) -> None:
-        self.times = EventTimes()
+        self._spans = EventTimes()
+        self._calls_s: list[float] = []
 
-    def run(self, body: Callable[[], None]) -> dict[str, float]:
-        self.times.start()
+    def run(self, body: Callable[[], None]) -> None:
+        self._calls_s = []
+        self._spans.start()
         body()
-        self.times.close("model")
+        self._spans.close("model")
         torch.cuda.current_stream().synchronize()
-        return self.times.collect()
 
-    def mark(self, name: str) -> None:
-        self.times.close(name)
+    def times(self) -> dict[str, float]:
+        return self._spans.collect(self._calls_s)
 
-    def cut(self, name: str, call: HostCall | None = None) -> None:
-        self.times.close(name)
-        if call is not None:
-            self.times.add_host(call() or 0.0)
-            self.times.open()
+    def mark(self, name: str) -> Moment:
+        return self._spans.close(name)
+
+    def cut(self, name: str, call: HostCall) -> None:
+        self._spans.close(name, is_cut=True)
+        self._calls_s.append(call() or 0.0)
+        self._spans.open()
