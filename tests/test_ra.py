@@ -269,6 +269,13 @@ def test_walks_together_are_walks_alone(index):
         assert alone.work.keys_read[0] == together.work.keys_read[i]
 
 
+def test_a_walk_s_memory_fits_the_graph_that_comes_after(index):
+    narrow = built("ra:degree=3:query_degree=3:seeds=4", KEYS, LEARN)
+    narrow.search(TEST[:4], 200, ef=100)
+    again = built(keys=KEYS, learn=LEARN)
+    np.testing.assert_array_equal(again.search(TEST, 50).ids, index.search(TEST, 50).ids)
+
+
 def test_an_ef_of_n_reads_every_key_once(index):
     work = index.search(TEST[:5], 10, ef=len(KEYS)).work
     assert (work.keys_read == len(KEYS)).all()

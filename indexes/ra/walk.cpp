@@ -42,14 +42,17 @@ struct Scale {
   }
 };
 
+void make_room(size_t fresh, Walk& walk) {
+  if (walk.fresh.size() >= fresh) return;
+  walk.fresh.resize(fresh);
+  walk.fresh_scores.resize(fresh);
+}
+
 void reset(const Graph& graph, size_t num_starts, Walk& walk) {
   walk.visited.assign((graph.n + 63) / 64, 0);
   const size_t most = std::max(kTogether * graph.degree, num_starts) + 1;
-  if (walk.fresh.size() < most) {
-    walk.fresh.resize(most);
-    walk.buckets.resize(most);
-    walk.fresh_scores.resize(most);
-  }
+  if (walk.buckets.size() < most) walk.buckets.resize(most);
+  make_room(most, walk);
   std::fill(walk.waiting, walk.waiting + kBuckets, -1);
   std::fill(walk.held, walk.held + kBuckets, 0u);
   walk.size = 0;
@@ -229,8 +232,7 @@ class Walker {
   // Scores them by their rows in place of their codes.
   void rerank() {
     const size_t count = walk_.best.size();
-    if (walk_.fresh.size() < count) walk_.fresh.resize(count);
-    if (walk_.fresh_scores.size() < count) walk_.fresh_scores.resize(count);
+    make_room(count, walk_);
     for (size_t i = 0; i < count; ++i) walk_.fresh[i] = walk_.best[i].id;
     kernels_.dot(task_.query, *task_.keys, walk_.fresh.data(), count, walk_.fresh_scores.data());
     for (size_t i = 0; i < count; ++i) walk_.best[i].near = walk_.fresh_scores[i];
