@@ -61,6 +61,7 @@ class Head:
     `key_positions` (n,) are token positions of the keys that are indexed; `query_positions` and
     `query_heads` (m,) describe the learn queries, `query_neighbors` (m, K) int32 are their exact nearest
     indexed keys by inner product, best first, where the harness has computed them (K as the index asked).
+    `key_neighbors` (n, K + 1) int32 are those of the keys themselves, by `truth.nearest_keys`.
     """
 
     model: str = ""
@@ -75,6 +76,7 @@ class Head:
     query_positions: np.ndarray | None = field(default=None, repr=False)
     query_heads: np.ndarray | None = field(default=None, repr=False)
     query_neighbors: np.ndarray | None = field(default=None, repr=False)
+    key_neighbors: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

@@ -124,6 +124,8 @@ class Index(ABC):
     # How many learn queries `build` wants, and how many exact neighbours of each (Head.query_neighbors).
     learn_queries = 0
     learn_neighbors = 0
+    # How many nearest keys of each key it wants. The harness may have them ready (Head.key_neighbors).
+    key_neighbors = 0
 
     # Set by the harness before `build`; not settings. `spec` is the spec string that made the object.
     threads = 1

@@ -46,6 +46,18 @@ def exact_topk(
     return ids.cpu().numpy(), scores.cpu().numpy()
 
 
+def nearest_keys(keys: np.ndarray, count: int) -> np.ndarray:
+    """The `count` + 1 nearest of `keys` (n, d) to each key, exactly, on the GPU if there is one.
+
+    Near is on the sphere to which `transform.Lift` lifts the keys; a key is its own nearest, but for equal
+    ones. Returns (n, count + 1) int32, nearest first, -1 where there are no more.
+    """
+    rows = np.asarray(keys, np.float32)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    lifted = np.column_stack([rows, np.sqrt(squares.max(initial=0.0) - squares)])
+    return exact_topk(lifted, lifted, count + 1)[0]
+
+
 def _topk_of_keys(
     queries: np.ndarray, keys: np.ndarray, k: int, key_limit: np.ndarray | None, device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,6 +26,7 @@ class Wrapper(Index):
         """Takes over what the inner index is; `effort` is fixed for it already."""
         self.inner, self.inner_effort = inner, effort
         self.learn_queries, self.learn_neighbors = inner.learn_queries, inner.learn_neighbors
+        self.key_neighbors = inner.key_neighbors
         facts = ("query_aware", "deterministic", "where")  # class variables, so by their names
         vars(self).update({name: getattr(inner, name) for name in facts})
         vars(self)["can_insert"] = type(self).can_insert and inner.can_insert

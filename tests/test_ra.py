@@ -10,6 +10,7 @@ from ra_bench.indexes.ra import _ra
 from ra_bench.errors import UsageError
 from ra_bench.head import Head
 from ra_bench.registry import create, load
+from ra_bench.truth import nearest_keys
 
 
 def out_of_distribution(n=2200, m=400, d=32, seed=0):
@@ -66,7 +67,15 @@ def test_float32_keys_and_every_kernel_do(kernel):
 
 
 @pytest.mark.parametrize(
-    "spec", ["ra:prune=raw", "ra:beam=0", "ra:pivots=1", "ra:query_degree=0", "ra:centroids=0"]
+    "spec",
+    [
+        "ra:key_neighbors=16",
+        "ra:prune=raw",
+        "ra:beam=0",
+        "ra:pivots=1",
+        "ra:query_degree=0",
+        "ra:centroids=0",
+    ],
 )
 def test_every_part_can_be_left_out(spec):
     index = built(spec, KEYS, LEARN)
@@ -378,6 +387,25 @@ def test_a_graph_for_each_query_head_finds_no_less():
     assert index.nbytes.host > 3 * built("ra", KEYS, LEARN, about).nbytes.host
     index.insert(KEYS[:100])
     assert len(index.search(TEST, 50).ids) == len(TEST)
+
+
+def test_exact_nearest_keys_serve_as_a_search_does(index):
+    exact_links = built("ra:key_neighbors=32", KEYS, LEARN)
+    assert exact_links._graphs[0].unreached == 0
+    read = [i.search(TEST, 50, ef=60) for i in (index, exact_links)]
+    assert recall(read[1].ids, TRUTH) > recall(read[0].ids, TRUTH) - 0.01
+    assert read[1].work.keys_read.mean() < 1.1 * read[0].work.keys_read.mean()
+
+
+def test_given_nearest_keys_are_used():
+    given = nearest_keys(KEYS, 40)
+    alone = built("ra:key_neighbors=32", KEYS, LEARN)
+    helped = built("ra:key_neighbors=32", KEYS, LEARN, Head(key_neighbors=given))
+    np.testing.assert_array_equal(alone._graphs[0].links, helped._graphs[0].links)
+    far = built("ra:key_neighbors=32", KEYS, LEARN, Head(key_neighbors=np.roll(given, 700, axis=0)))
+    assert (far._graphs[0].links != alone._graphs[0].links).any()
+    with pytest.raises(ValueError, match="key_neighbors must hold ids"):
+        built("ra:key_neighbors=32", KEYS, LEARN, Head(key_neighbors=given + len(KEYS)))
 
 
 def test_given_neighbours_are_used():

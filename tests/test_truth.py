@@ -63,3 +63,17 @@ def test_groups_of_neighbours_and_groups_apart_find_the_same(apart):
     values, columns = truth._topk_of_rows(scores, 30, apart)
     torch.testing.assert_close(values, torch.topk(scores, 30).values)
     torch.testing.assert_close(torch.gather(scores, 1, columns), values)
+
+
+def test_nearest_keys_are_those_at_the_least_distance_on_the_lifted_sphere():
+    rng = np.random.default_rng(3)
+    keys = (rng.standard_normal((300, 5)) * rng.uniform(0.3, 2, (300, 1))).astype(np.float32)
+    found = truth.nearest_keys(keys, 7)
+    assert found.shape == (300, 8)
+    extra = np.sqrt(np.maximum(0, (keys**2).sum(1).max() - (keys**2).sum(1)))
+    lifted = np.column_stack([keys, extra]).astype(np.float64)
+    distances = ((lifted[:, None] - lifted[None]) ** 2).sum(2)
+    np.testing.assert_array_equal(found[:, 0], np.arange(300))
+    best = np.sort(distances, axis=1)[:, :8]
+    np.testing.assert_allclose(np.take_along_axis(distances, found, 1), best, atol=1e-4)
+    assert (truth.nearest_keys(keys[:3], 5)[:, 3:] == -1).all()

@@ -56,9 +56,10 @@ class Ra(Index):
     """RetrievalAttention's graph index.
 
     A key has up to `degree` links, up to `query_degree` of them from learn queries, chosen from `candidates`
-    keys; `beam` is the pool of the search that finds the others (0: no such search). A search starts from
-    `seeds` keys of the nearest of `centroids` groups of learn queries. Up to `kept_queries` of those stay
-    (one for 16 keys at most), to link the keys that are inserted later.
+    keys; `beam` is the pool of the search that finds the others (0: no such search). With `key_neighbors`
+    the exact nearest keys of each key take that search's place: sooner on a GPU, later on a CPU, and as good
+    with 32 of them. A search starts from `seeds` keys of the nearest of `centroids` groups of learn queries.
+    Up to `kept_queries` of those stay (one for 16 keys at most), to link the keys that are inserted later.
     """
 
     kind: ClassVar[str] = "search"
@@ -75,6 +76,7 @@ class Ra(Index):
     pivots: int = 20
     candidates: int = 128
     beam: int = 32  # RoarGraph's L of construction, there 300 to 500
+    key_neighbors: int = 0
     centroids: int = 64
     seeds: int = 32
     kept_queries: int = 4096
@@ -86,7 +88,15 @@ class Ra(Index):
         for name in ("degree", "learn_neighbors", "pivots", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("query_degree", "learn_queries", "beam", "centroids", "seeds", "kept_queries"):
+        for name in (
+            "query_degree",
+            "learn_queries",
+            "beam",
+            "key_neighbors",
+            "centroids",
+            "seeds",
+            "kept_queries",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -101,12 +111,13 @@ class Ra(Index):
         super().build(keys, values, queries, about)
         queries = queries if self.learn == "queries" else None
         learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
+        near_keys = self._nearest_keys(about)
         radius = 0.0
         if self.prune == "lifted":
             rows = self.keys.astype(np.float32)
             radius = float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max())) * LIFT_HEADROOM
         if not self.per_query_head or self.group == 1:
-            self._graphs = [self._build_graph(learn, neighbors, radius)]
+            self._graphs = [self._build_graph(learn, neighbors, near_keys, radius)]
             return
         heads = np.arange(len(learn)) % self.group
         if queries is not None and about is not None and about.query_heads is not None:
@@ -115,7 +126,9 @@ class Ra(Index):
         for head in range(self.group):
             mine = heads == head
             rows_of_head = mine if mine.any() else np.ones_like(mine)
-            self._graphs.append(self._build_graph(learn[rows_of_head], neighbors[rows_of_head], radius))
+            self._graphs.append(
+                self._build_graph(learn[rows_of_head], neighbors[rows_of_head], near_keys, radius)
+            )
 
     def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0) -> Found:
         """Best-first search that expands the best `ef` keys (0: 3 k) and keeps the best max(ef, k).
@@ -223,7 +236,9 @@ class Ra(Index):
             graphs.append(graph)
         self._graphs = graphs
 
-    def _build_graph(self, learn: np.ndarray, neighbors: np.ndarray, radius: float) -> Any:
+    def _build_graph(
+        self, learn: np.ndarray, neighbors: np.ndarray, near_keys: np.ndarray, radius: float
+    ) -> Any:
         from ra_bench.indexes.ra import _ra
 
         kept = _ra.most_kept(self.keys.shape[1]) if self.codes else 0
@@ -234,6 +249,7 @@ class Ra(Index):
             self.keys,
             learn,
             neighbors,
+            near_keys,
             np.clip(learn[kept_rows], -most, most).astype(np.float16),
             np.ascontiguousarray(neighbors[kept_rows, :KEPT_WIDTH]),
             turns.to_key,
@@ -251,6 +267,18 @@ class Ra(Index):
             seed=self.seed,
             threads=self.threads,
         )
+
+    def _nearest_keys(self, about: Head | None) -> np.ndarray:
+        """The nearest keys of each key (n, N) int32, itself among them; (0, 0) where a search finds them."""
+        if not self.key_neighbors:
+            return np.empty((0, 0), np.int32)
+        width = min(self.key_neighbors + 1, len(self.keys))
+        given = None if about is None else about.key_neighbors
+        if given is None or given.shape[0] != len(self.keys) or given.shape[1] < width:
+            from ra_bench.truth import nearest_keys
+
+            given = nearest_keys(self.keys, width - 1)
+        return np.ascontiguousarray(given[:, :width], np.int32)
 
     def _kept_rows(self, learn: int) -> np.ndarray:
         """Which of so many learn queries stay: evenly spaced ones."""

@@ -1,9 +1,9 @@
 """The coordinates in which keys are encoded: those that make queries and keys alike.
 
 A code's error is spread evenly over rotated coordinates, in proportion to the keys' length; a query weighs
-it by its own length. Of all linear maps T of keys (and T^-T of queries, which leaves q·k as it is) the product
-of both lengths is least where the transformed keys and queries have the same second moment. The same map,
-followed by the least of its dimensions left out, is the balanced truncation of control theory (Moore,
+it by its own length. Of all linear maps T of keys (and T^-T of queries, which leaves q·k as it is) the
+product of both lengths is least where the transformed keys and queries have the same second moment. The same
+map, followed by the least of its dimensions left out, is the balanced truncation of control theory (Moore,
 "Principal component analysis in linear systems", IEEE TAC 1981), with queries in the place of outputs.
 """
 

@@ -17,10 +17,10 @@ struct BuildSettings {
   int threads = 1;
 };
 
-// (m, width) exact neighbours of learn queries, best first, -1 padded.
+// (m, width) exact neighbours of learn queries, or of keys, best first, -1 padded.
 struct Neighbors {
-  const int32_t* ids;
-  size_t m, width;
+  const int32_t* ids = nullptr;
+  size_t m = 0, width = 0;
   const int32_t* row(size_t q) const { return ids + q * width; }
 };
 
@@ -28,9 +28,10 @@ struct Neighbors {
 void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& neighbors, size_t from,
              const BuildSettings& settings, Graph& graph);
 
-// Gives the keys [from, graph.n) further links to what a search for each of them passes, and links back.
-void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings,
-             Graph& graph);
+// Gives the keys [from, graph.n) further links, and links back: to some of the `near_keys` of each, where those are
+// given (m = n), or else to what a search for each of them passes.
+void enhance(const Kernels& kernels, const Geometry& geometry, const Neighbors& near_keys, size_t from,
+             const BuildSettings& settings, Graph& graph);
 
 // Links the keys [graph.n, keys.n) of `geometry`; the graph must own its links.
 void insert_keys(const Kernels& kernels, const Geometry& geometry, const BuildSettings& settings,

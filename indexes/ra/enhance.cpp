@@ -17,33 +17,40 @@ struct Scratch {
   std::vector<Candidate> candidates;
 };
 
-// Scores the candidates by their rows in place of their codes.
-void score_exactly(const Kernels& kernels, const Geometry& geometry, const Target& target, Scratch& scratch) {
-  const size_t count = scratch.candidates.size();
-  scratch.ids.resize(count);
-  scratch.near.resize(count);
-  for (size_t i = 0; i < count; ++i) scratch.ids[i] = scratch.candidates[i].id;
-  geometry.nearness(kernels, target.vector, target.extra, scratch.ids.data(), count, scratch.near.data());
-  for (size_t i = 0; i < count; ++i) scratch.candidates[i].near = scratch.near[i];
-}
-
-// What a search for `key` passes, pruned: its new links, beside those it has from queries.
-std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry, const Graph& graph,
-                                int32_t key, const BuildSettings& settings, Scratch& scratch) {
-  const size_t x = static_cast<size_t>(key);
-  scratch.vector.resize(geometry.keys.d);
-  kernels.widen_row(geometry.keys, x, scratch.vector.data());
+// Leaves in scratch.ids what a search for `key` expands.
+void search_for(const Kernels& kernels, const Geometry& geometry, const Graph& graph, int32_t key, size_t beam,
+                Scratch& scratch) {
   scratch.starts.assign(1, graph.entry);
   if (key != graph.entry) scratch.starts.push_back(key);
-  Target target{scratch.vector.data(), geometry.extra_of(x)};
+  Target target{scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key))};
   if (!geometry.codes->empty()) {
     geometry.codes->turn(kernels, target.vector, scratch.code);
     target.code = &scratch.code;
   }
-  search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), settings.beam,
-               settings.beam, true, scratch.beam);
-  scratch.candidates = scratch.beam.expanded;
-  if (target.code) score_exactly(kernels, geometry, target, scratch);
+  search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), beam, beam, true,
+               scratch.beam);
+  scratch.ids.clear();
+  for (const Candidate& candidate : scratch.beam.expanded) scratch.ids.push_back(candidate.id);
+}
+
+// The keys near to `key`, pruned: its new links, beside those it has from queries.
+std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry, const Graph& graph,
+                                const Neighbors& near_keys, int32_t key, const BuildSettings& settings,
+                                Scratch& scratch) {
+  const size_t x = static_cast<size_t>(key);
+  scratch.vector.resize(geometry.keys.d);
+  kernels.widen_row(geometry.keys, x, scratch.vector.data());
+  if (near_keys.m) {
+    const int32_t* ids = near_keys.row(x);
+    scratch.ids.assign(ids, std::find(ids, ids + near_keys.width, -1));
+  } else {
+    search_for(kernels, geometry, graph, key, settings.beam, scratch);
+  }
+  scratch.near.resize(scratch.ids.size());
+  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), scratch.ids.data(), scratch.ids.size(),
+                    scratch.near.data());
+  scratch.candidates.clear();
+  for (size_t i = 0; i < scratch.ids.size(); ++i) scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
   sort_unique(key, scratch.candidates);
   if (scratch.candidates.size() > settings.candidates) scratch.candidates.resize(settings.candidates);
   std::vector<int32_t> chosen(graph.row(x), graph.row(x) + graph.kept[x]);
@@ -89,8 +96,8 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
 
 }  // namespace
 
-void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, const BuildSettings& settings,
-             Graph& graph) {
+void enhance(const Kernels& kernels, const Geometry& geometry, const Neighbors& near_keys, size_t from,
+             const BuildSettings& settings, Graph& graph) {
   std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
   // Searches of one batch do not see each other's links: small batches at first, when there are few links.
   for (size_t begin = from; begin < graph.n;) {
@@ -100,8 +107,9 @@ void enhance(const Kernels& kernels, const Geometry& geometry, size_t from, cons
         settings.threads, static_cast<int64_t>(batch), 4, [&](int64_t first, int64_t last, int worker) {
           for (int64_t i = first; i < last; ++i)
             chosen[static_cast<size_t>(i)] =
-                find_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
-                           settings, scratch[static_cast<size_t>(worker)]);
+                find_links(kernels, geometry, graph, near_keys,
+                           static_cast<int32_t>(begin + static_cast<size_t>(i)), settings,
+                           scratch[static_cast<size_t>(worker)]);
         });
     for (int pass = 0; pass < 2; ++pass) {  // first the links of the batch's own keys, then the links back
       Grouped back;

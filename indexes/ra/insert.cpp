@@ -97,7 +97,7 @@ void insert_keys(const Kernels& kernels, const Geometry& geometry, const BuildSe
   BuildSettings all = settings;
   all.pivots = width;  // a sample is thin: any rank counts
   project(kernels, geometry, {lists.data(), width ? lists.size() / width : 0, width}, from, all, graph);
-  enhance(kernels, geometry, from, all, graph);
+  enhance(kernels, geometry, {}, from, all, graph);
   graph.unwalked += added;
   if (graph.unwalked * kWalkEvery >= graph.n)
     connect(kernels, geometry, all, graph);

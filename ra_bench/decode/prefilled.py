@@ -18,7 +18,7 @@ from ra_bench.head import Head
 from ra_bench.prefill import prefill
 from ra_bench.prompts import Document
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS, learn_tokens
-from ra_bench.truth import exact_topk
+from ra_bench.truth import exact_topk, nearest_keys
 from ra_bench.vectors import HeadName, scaled
 
 TRIED_TOKENS = 8  # the last of the prompt
@@ -55,7 +55,7 @@ class Prefilled:
         self._last: dict[int, np.ndarray] = {}  # the last tokens', for trying efforts
         self._neighbors: dict[tuple[int, int, int], np.ndarray] = {}
         self._heads: dict[int, Head] = {}
-        self._knn_s: dict[tuple[int, int], float] = {}
+        self._knn_s: dict[tuple[int, str], float] = {}
 
     @property
     def indexed(self) -> slice:
@@ -74,12 +74,12 @@ class Prefilled:
         return total
 
     def index_inputs(
-        self, layer: int, wanted: int, neighbors: int
+        self, layer: int, wanted: int, neighbors: int, key_neighbors: int = 0
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray] | None, list[Head]]:
         """Keys, values, learn queries and heads of the layer's indexes, a KV head each.
 
         The same as `compare` hands them: the indexed set, and of the whole prefill `wanted` query rows,
-        with their exact `neighbors` inside the index, if they are wanted.
+        with their exact `neighbors` inside the index, if they are wanted; and the keys' `key_neighbors`.
         """
         rows = self.layers[layer]
         assert rows.stored_keys is not None
@@ -87,6 +87,11 @@ class Prefilled:
         keys = [head[self.indexed] for head in rows.stored_keys]
         values = [head[self.indexed] for head in rows.stored_values]
         abouts = [self._about(layer, head) for head in range(len(keys))]
+        if key_neighbors:
+            for head, about in enumerate(abouts):
+                started_s = time.perf_counter()
+                abouts[head] = replace(about, key_neighbors=nearest_keys(keys[head], key_neighbors))
+                self._note_knn(layer, f"keys {key_neighbors}", time.perf_counter() - started_s)
         if wanted == 0:
             return keys, values, None, abouts
         group = abouts[0].group
@@ -113,9 +118,10 @@ class Prefilled:
         mine = self._last[layer][:, head * group : (head + 1) * group]
         return scaled(mine.reshape(-1, mine.shape[-1]), self.session.layers[layer].softmax_scale)
 
-    def knn_s(self, wanted: int) -> float:
-        """Seconds that the exact neighbours of the learn queries of all layers took."""
-        return sum(seconds for (_, size), seconds in self._knn_s.items() if size == wanted)
+    def knn_s(self, wanted: int, key_neighbors: int = 0) -> float:
+        """Seconds that the exact neighbours of learn queries and of keys took, over all layers."""
+        counted = {f"queries {wanted}", f"keys {key_neighbors}"}
+        return sum(seconds for (_, what), seconds in self._knn_s.items() if what in counted)
 
     def forget_neighbors(self) -> None:
         """Drops them: nothing more is built on this sample."""
@@ -128,9 +134,11 @@ class Prefilled:
         if place not in self._neighbors:
             started_s = time.perf_counter()
             self._neighbors[place] = exact_topk(queries, keys, neighbors)[0]
-            spent_s = time.perf_counter() - started_s
-            self._knn_s[layer, wanted] = self._knn_s.get((layer, wanted), 0.0) + spent_s
+            self._note_knn(layer, f"queries {wanted}", time.perf_counter() - started_s)
         return self._neighbors[place]
+
+    def _note_knn(self, layer: int, what: str, seconds: float) -> None:
+        self._knn_s[layer, what] = self._knn_s.get((layer, what), 0.0) + seconds
 
     def _about(self, layer: int, kv_head: int) -> Head:
         if layer not in self._heads:
