@@ -72,6 +72,15 @@ inline void prefetch(const void* address) {
 #endif
 }
 
+// Not into the first level, which takes few at a time: for many, long before their use.
+inline void prefetch_second_level(const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address, 0, 2);
+#else
+  (void)address;
+#endif
+}
+
 inline void prefetch_row(const char* row, size_t bytes) {
   for (size_t offset = 0; offset < bytes; offset += 64) prefetch(row + offset);
 }

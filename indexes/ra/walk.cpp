@@ -165,7 +165,7 @@ class Walker {
       for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
         uint64_t& word = visited[to[j] >> 6];
         const uint64_t bit = uint64_t{1} << (to[j] & 63);
-        if (codes_bytes_) prefetch(codes_ + static_cast<size_t>(to[j]) * codes_bytes_);
+        if (codes_bytes_) prefetch_second_level(codes_ + static_cast<size_t>(to[j]) * codes_bytes_);
         fresh[count_] = to[j];
         count_ += !(word & bit);
         word |= bit;
