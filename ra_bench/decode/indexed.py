@@ -21,6 +21,7 @@ from ra_bench.decode.device_attention import merge_two
 from ra_bench.decode.slots import Slots
 from ra_bench.decode.track import Moment
 from ra_bench.errors import RunError
+from ra_bench.head_pool import over_heads
 from ra_bench.index import Index, Partial, Work
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
 
@@ -112,20 +113,21 @@ class IndexedLayer(DecodeLayer):
         if not np.isfinite(self._partial.output).all() or np.isnan(self._partial.lse).any():
             raise RunError("the index gave an attention that is not finite")
 
-    def insert_oldest(self, tokens: int) -> None:
-        """Moves the `tokens` oldest tokens behind the sinks into the indexes. `Slots.drop` follows."""
+    def oldest(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values (H, tokens, d) of the oldest tokens behind the sinks, as the indexes store them."""
         assert self.keys is not None
         assert self.values is not None
         block = slice(SINK_TOKENS, SINK_TOKENS + tokens)
         stored = self.retrieval.stored
-        keys = self.keys[:, block].to(stored).cpu().numpy()
-        values = self.values[:, block].to(stored).cpu().numpy()
-        for index, head_keys, head_values in zip(self.indexes, keys, values, strict=True):
-            index.insert(head_keys, head_values)
-        self.inserted_tokens += tokens
+        return self.keys[:, block].to(stored).cpu().numpy(), self.values[:, block].to(stored).cpu().numpy()
+
+    def drop_oldest(self, tokens: int) -> None:
+        """Closes the gap that they leave: they are in the indexes. `Slots.drop` follows."""
         filled = self.slots.filled
         for buffer in (self.keys, self.values):
-            buffer[:, SINK_TOKENS : filled - tokens] = buffer[:, block.stop : filled].clone()
+            assert buffer is not None
+            buffer[:, SINK_TOKENS : filled - tokens] = buffer[:, SINK_TOKENS + tokens : filled].clone()
+        self.inserted_tokens += tokens
 
     def _parts(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         heads, group, d = self._shape
@@ -141,14 +143,27 @@ def would_insert(layers: Sequence[IndexedLayer]) -> bool:
 def insert_left(layers: Sequence[IndexedLayer]) -> float:
     """Inserts the tokens that have left the window, if they make a block; returns the seconds it took.
 
-    All `layers` share their slots. Called between steps, while no search runs.
+    All `layers` share their slots. Called between steps, while no search runs; indexes take their tokens at
+    the same time, a thread each.
     """
     slots = layers[0].slots
     left = slots.filled - STATIC_TOKENS
     if left < INSERT_BLOCK_TOKENS:
         return 0.0
     started_s = time.perf_counter()
+    blocks = [layer.oldest(left) for layer in layers]
+    tasks = [
+        (index, *rows)
+        for layer, block in zip(layers, blocks, strict=True)
+        for index, *rows in zip(layer.indexes, *block, strict=True)
+    ]
+
+    def insert(number: int) -> None:
+        index, keys, values = tasks[number]
+        index.insert(keys, values)
+
+    over_heads(insert, len(tasks), layers[0].retrieval.threads)
     for layer in layers:
-        layer.insert_oldest(left)
+        layer.drop_oldest(left)
     slots.drop(left)
     return time.perf_counter() - started_s
