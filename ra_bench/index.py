@@ -37,6 +37,7 @@ from ra_bench.checked_rows import (
 )
 from ra_bench.head import Head
 from ra_bench.head_pool import over_heads
+from ra_bench.saved_folder import saved_about, saved_files
 
 
 @dataclass
@@ -255,7 +256,7 @@ class Index(ABC):
             "group": self.group,
             "seed": self.seed,
             "has_values": self.values is not None,
-            "files": {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)},
+            "files": {str(file.relative_to(folder)): file.stat().st_size for file in saved_files(folder)},
         }
         (folder / "index.json").write_text(json.dumps(about))  # last: its presence marks a whole index
 
@@ -266,7 +267,7 @@ class Index(ABC):
         With `mmap` the rows and the index's own arrays are read from the files as they are needed.
         Raises ValueError for a truncated or foreign file. `registry.load` finds the class by itself.
         """
-        settings = _saved_about(folder, cls.__name__)["settings"]
+        settings = saved_about(folder, cls.__name__)["settings"]
         try:
             index = cls(**settings)
         except TypeError as error:
@@ -276,7 +277,7 @@ class Index(ABC):
 
     def restore(self, folder: Path, mmap: bool = True) -> None:
         """Replaces this index by the one that `save` wrote into `folder`; errors as `load`."""
-        about = _saved_about(folder, type(self).__name__)
+        about = saved_about(folder, type(self).__name__)
         mode: Literal["r"] | None = "r" if mmap else None
         try:
             self.group, self.seed = about["group"], about["seed"]
@@ -403,22 +404,3 @@ def pad_ids(ids: np.ndarray, k: int) -> np.ndarray:
     width = min(k, ids.shape[1])
     out[:, :width] = ids[:, :width]
     return out
-
-
-def _saved_about(folder: Path, expected: str) -> dict[str, Any]:
-    try:
-        about = json.loads((folder / "index.json").read_text())
-        found = about["class"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} is not a saved index: {error}") from error
-    if found != expected:
-        raise ValueError(f"{folder} holds a {found} index, not {expected}")
-    for name, size in about.get("files", {}).items():  # a library may crash on half a file
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{folder} is not a whole {expected} index: {name} must be {size} bytes")
-    return about
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that `save` wrote into `folder`, but for those that tell that it ended."""
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "index.json"]

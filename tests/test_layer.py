@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ra_bench.indexes._native import _native
 
+from ra_bench.head import Head
 from ra_bench.index import Index, Partial
 from ra_bench.registry import create
 
@@ -22,11 +23,11 @@ def head_rows(h: int) -> tuple[np.ndarray, np.ndarray]:
 QUERIES = np.random.default_rng(99).standard_normal((H, G, D)).astype(np.float32)
 
 
-def layer(*specs: str) -> list[Index]:
+def layer(*specs: str, about: Head | None = None) -> list[Index]:
     indexes = []
     for h in range(H):
         index = create(specs[h % len(specs)])
-        index.build(*head_rows(h), QUERIES[h] + np.float32(0.1))
+        index.build(*head_rows(h), QUERIES[h] + np.float32(0.1), about)
         indexes.append(index)
     return indexes
 
@@ -53,6 +54,34 @@ def test_a_layer_is_its_heads(specs, threads):
     assert_layer_is_per_head(layer(*specs), K, threads)
 
 
+@pytest.mark.parametrize("threads", [1, 2, H])
+def test_a_layer_of_routed_lists_is_its_heads(threads):
+    indexes = layer("qivf:nlist=6:steps=5", about=Head(group=G))
+    for effort in ({}, {"share": 0.5}, {"rerank": 3.0}):
+        assert_layer_is_per_head(indexes, K, threads, **effort)
+    assert_layer_is_per_head(indexes, None, threads)
+    for index in indexes:
+        index.fix_effort(share=0.3)
+    assert_layer_is_per_head(indexes, K, threads)
+    for h, index in enumerate(indexes):
+        keys, values = head_rows(h)
+        index.insert(keys[:50], values[:50])
+    assert_layer_is_per_head(indexes, K, threads)
+
+
+def test_more_threads_than_heads_divide_a_routed_token():
+    indexes = layer("qivf:nlist=6:steps=5")
+    whole, divided = empty_out(), empty_out()
+    attend_layer = type(indexes[0]).attend_layer
+    attend_layer(indexes, QUERIES, K, whole, 1, share=1.0, rerank=50.0)
+    works = attend_layer(indexes, QUERIES, K, divided, 4 * H, share=1.0, rerank=50.0)
+    np.testing.assert_allclose(divided.output, whole.output, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(divided.lse, whole.lse, rtol=1e-5)
+    for index, work in zip(indexes, works, strict=True):
+        assert (work.keys_read == len(index.keys)).all()
+        assert (work.attended == K).all()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_effort_reaches_every_head_of_a_graph_layer(threads):
     indexes = layer("ra:degree=8", "ra:degree=6:prune=raw")
@@ -68,8 +97,6 @@ def test_effort_reaches_every_head_of_a_graph_layer(threads):
 
 @pytest.mark.parametrize("spec", ["ra", "ra:per_query_head=true"])
 def test_a_layer_of_grown_and_split_graphs_is_its_heads(spec):
-    from ra_bench.head import Head
-
     indexes = []
     for h in range(H):
         keys, values = head_rows(h)
@@ -95,7 +122,7 @@ def test_what_a_layer_read_is_the_same_when_it_is_asked_later(spec):
             np.testing.assert_array_equal(getattr(work, name), count, err_msg=name)
 
 
-@pytest.mark.parametrize("spec", ["flat", "ra"])
+@pytest.mark.parametrize("spec", ["flat", "ra", "qivf:nlist=6:steps=5"])
 def test_what_a_layer_call_cannot_do_is_refused(spec):
     indexes = layer(spec)
     attend_layer = type(indexes[0]).attend_layer

@@ -21,6 +21,7 @@ O(n nlist d); search O(nlist d + share of n scanned / G + inserted / G + k d) a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from ra_bench.indexes._learn import learn_set
 from ra_bench.indexes.qivf.router import fit_router
 
 from ra_bench.head import Head
-from ra_bench.index import Bytes, Found, Index, Work
+from ra_bench.index import Bytes, Found, Index, LaterWorks, Partial, Work, gathered_work, layer_rows
 
 DEFAULT_K = 100
 KMEANS_ROUNDS = 10
@@ -114,9 +115,7 @@ class QIvf(Index):
         """
         from ra_bench.indexes.qivf import _qivf
 
-        k = DEFAULT_K if k is None else k
-        if k < 0 or share < 0 or rerank < 0:
-            raise ValueError(f"k, share and rerank must not be negative, got {k}, {share} and {rerank}")
+        k, share, candidates = _checked_effort(k, share, rerank)
         ids, touched, exact, read = _qivf.search(
             self._lists,
             self.keys,
@@ -124,10 +123,47 @@ class QIvf(Index):
             group=self.group,
             k=k,
             share=share,
-            candidates=math.ceil(rerank * k),
+            candidates=candidates,
             threads=self.threads,
         )
         return Found(ids, Work(keys_read=touched, exact=exact, bytes_read=read))
+
+    @classmethod
+    def attend_layer(
+        cls,
+        indexes: Sequence[Index],
+        queries: np.ndarray,
+        k: int | None,
+        out: Partial,
+        threads: int = 1,
+        **effort: Any,
+    ) -> Sequence[Work]:
+        """Search and attention of all heads in one native call; a thread takes a head's queries together."""
+        from ra_bench.indexes.qivf import _qivf
+
+        heads = [index for index in indexes if type(index) is QIvf]
+        if len(heads) < len(indexes):
+            return super().attend_layer(indexes, queries, k, out, threads, **effort)
+        efforts = [_checked_effort(k, **{**head.fixed_effort, **effort}) for head in heads]
+        values = [head.values_to_attend for head in heads]
+        touched, exact, read, attended = _qivf.attend_layer(
+            [head._lists for head in heads],
+            [head.keys for head in heads],
+            values,
+            layer_rows(queries, len(heads)),
+            k=efforts[0][0],
+            shares=[share for _, share, _ in efforts],
+            candidates=[candidates for _, _, candidates in efforts],
+            output=out.output,
+            lse=out.lse,
+            threads=threads,
+        )
+
+        def work(h: int) -> Work:
+            searched = Work(keys_read=touched[h], exact=exact[h], bytes_read=read[h])
+            return gathered_work(searched, attended[h], heads[h].keys, values[h])
+
+        return LaterWorks(len(heads), lambda: list(map(work, range(len(heads)))))
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """Shares from little to nearly all, the larger with more candidates, and all."""
@@ -161,3 +197,11 @@ class QIvf(Index):
         if self._router["rotation"].shape[0] != self.keys.shape[1]:
             raise ValueError(f"rotation must be of {self.keys.shape[1]} dimensions")
         self._lists = _qivf.restore(*parts, **self._router, n=len(self.keys))
+
+
+def _checked_effort(k: int | None, share: float = 0.95, rerank: float = 2.0) -> tuple[int, float, int]:
+    """`k`, `share` and the number of candidates as the search takes them, defaults filled in."""
+    k = DEFAULT_K if k is None else k
+    if k < 0 or share < 0 or rerank < 0:
+        raise ValueError(f"k, share and rerank must not be negative, got {k}, {share} and {rerank}")
+    return k, share, math.ceil(rerank * k)

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "arrays.hpp"
+#include "attention.hpp"
 #include "pool.hpp"
 #include "search.hpp"
 
@@ -210,12 +211,16 @@ void insert(RoutedLists& built, const Array& keys) {
   lists.n = rows.n;
 }
 
+void check_keys(const RoutedLists* built, const Rows& rows) {
+  if (!built || rows.n != built->routed.lists.n || rows.d != built->routed.d()) refuse("keys must be those of the index");
+}
+
 nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queries, size_t group, size_t k, float share,
                  size_t candidates, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<float> asked("queries", queries);
   const Routed& routed = built.routed;
-  if (rows.n != routed.lists.n || rows.d != routed.d()) refuse("keys must be those of the index");
+  check_keys(&built, rows);
   if (asked.columns != rows.d)
     refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " + std::to_string(asked.columns));
   int32_t* ids;
@@ -244,6 +249,61 @@ nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queri
     });
   }
   return nb::make_tuple(ids_array, keys_array, exact_array, bytes_array);
+}
+
+// A layer's token: a task is a head's queries, or where there are fewer heads than threads a part of them.
+nb::tuple attend_layer(const std::vector<RoutedLists*>& lists, const std::vector<Array>& keys,
+                       const std::vector<Array>& values, const Array& queries, size_t k,
+                       const std::vector<float>& shares, const std::vector<size_t>& candidates, const Writable& output,
+                       const Writable& lse, int threads) {
+  const LayerQueries layer(queries, output, lse);
+  const size_t heads = layer.heads;
+  for (size_t given : {lists.size(), keys.size(), values.size(), shares.size(), candidates.size()})
+    if (given != heads)
+      refuse("lists, keys, values, shares and candidates must be one each for " + std::to_string(heads) + " heads");
+  std::vector<Rows> key_rows, value_rows;
+  for (size_t h = 0; h < heads; ++h) {
+    key_rows.push_back(rows_of("keys", keys[h]));
+    value_rows.push_back(rows_of("values", values[h]));
+    check_keys(lists[h], key_rows[h]);
+    if (key_rows[h].d != layer.d) 
+      refuse("queries must be (H, G, " + std::to_string(key_rows[h].d) + ") as the keys are, got d " + std::to_string(layer.d));
+    if (value_rows[h].n != key_rows[h].n || value_rows[h].d != layer.d) refuse("values must have the shape of keys");
+  }
+  int64_t *touched, *exact, *bytes, *attended;
+  auto touched_array = new_array<int64_t>(touched, heads, layer.m);
+  auto exact_array = new_array<int64_t>(exact, heads, layer.m);
+  auto bytes_array = new_array<int64_t>(bytes, heads, layer.m);
+  auto attended_array = new_array<int64_t>(attended, heads, layer.m);
+  if (heads && layer.m) {
+    nb::gil_scoped_release release;
+    const Kernels& table = kernels();
+    const size_t wanted = (static_cast<size_t>(std::max(threads, 1)) + heads - 1) / heads;
+    const size_t parts = std::max((layer.m + kMaxTogether - 1) / kMaxTogether, std::min(wanted, layer.m));
+    parallel_for(threads, static_cast<int64_t>(heads * parts), 1, [&](int64_t begin, int64_t end, int) {
+      thread_local Workspace space;
+      thread_local std::vector<int32_t> ids;
+      Cost costs[kMaxTogether];
+      if (ids.size() < kMaxTogether * k) ids.resize(kMaxTogether * k);
+      for (auto task = static_cast<size_t>(begin); task < static_cast<size_t>(end); ++task) {
+        const size_t h = task / parts, part = task % parts;
+        const size_t first = h * layer.m + part * layer.m / parts;
+        const size_t count = h * layer.m + (part + 1) * layer.m / parts - first;
+        const Rows& rows = key_rows[h];
+        const Settings settings{k, shares[h], std::min(std::max<size_t>({candidates[h], k, 1}), rows.n)};
+        search_together(lists[h]->routed, rows, layer.queries + first * layer.d, count, settings, space, ids.data(), costs);
+        for (size_t g = 0; g < count; ++g) {
+          const size_t i = first + g;
+          touched[i] = costs[g].keys;
+          exact[i] = costs[g].exact;
+          bytes[i] = static_cast<int64_t>(costs[g].bytes);
+          attended[i] = static_cast<int64_t>(attend_query(table, layer.queries + i * layer.d, ids.data() + g * k, k, rows,
+                                                          value_rows[h], layer.output + i * layer.d, layer.lse + i));
+        }
+      }
+    });
+  }
+  return nb::make_tuple(touched_array, exact_array, bytes_array, attended_array);
 }
 
 // The lists as one set of arrays, those of inserted keys too: codes, steps, ids, counts, centroids.
@@ -315,6 +375,11 @@ NB_MODULE(_qivf, m) {
         "candidates"_a, "threads"_a,
         "ids (m, k) int32 best first, and keys touched, exact products, bytes read (m,) int64. `group` rows that\n"
         "follow each other are searched together.");
+  m.def("attend_layer", &attend_layer, "lists"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a, "shares"_a,
+        "candidates"_a, "output"_a, "lse"_a, "threads"_a,
+        "Search and attention for all H heads of a layer: H lists, keys and values (n, d), shares and candidates;\n"
+        "queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys touched, exact products, bytes read and\n"
+        "attended keys, each (H, G) int64.");
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every call of this module use the named kernel; '' goes back to the best. For tests.");
 }
