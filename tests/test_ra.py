@@ -70,6 +70,7 @@ def test_float32_keys_and_every_kernel_do(kernel):
     "spec",
     [
         "ra:key_neighbors=16",
+        "ra:prune=lifted",
         "ra:prune=raw",
         "ra:beam=0",
         "ra:pivots=1",

@@ -6,14 +6,16 @@ section 4): query→key edges from the exact neighbours of each query, projected
 completed by a search for every key ("connectivity enhancement").
 
 What differs from them:
-- Pruning measures distances between lifted keys (`prune="lifted"`): with raw inner product, the papers'
-  metric, the longest keys occlude all others. No lifted copy is made: q·k and one extra number a key do.
+- Pruning measures distances between lifted keys: with raw inner product, the papers' way (`prune="raw"`),
+  the longest keys occlude all others. No lifted copy is made: q·k and one extra number a key do. The keys
+  are first brought into coordinates in which queries are like them (`balanced`; `lifted` leaves that out):
+  what no query looks for makes no key distant. Keys inserted later are pruned as they are.
 - A key is joined to the neighbours of every query that has it among its first `pivots`, and where several
   queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
   eight keys at a time, RoarGraph's one.
-- A walk goes by 4-bit codes of the keys (`ra_bench.indexes.ra.balance` tells in which coordinates); the best
+- A walk goes by 4-bit codes of the keys in those coordinates (`ra_bench.indexes.ra.balance`); the best
   2 k + 64 by code, or a quarter of `ef`, are scored by their rows. A thread walks for up to four queries in
   turn, so that one works while the others wait for memory.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
@@ -70,7 +72,7 @@ class Ra(Index):
 
     degree: int = 24  # RoarGraph's M
     query_degree: int = 16
-    prune: Literal["lifted", "raw"] = "lifted"
+    prune: Literal["balanced", "lifted", "raw"] = "balanced"
     learn_queries: int = 32768
     learn_neighbors: int = 100  # RoarGraph's N_q
     pivots: int = 20
@@ -112,12 +114,8 @@ class Ra(Index):
         queries = queries if self.learn == "queries" else None
         learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
         near_keys = self._nearest_keys(about)
-        radius = 0.0
-        if self.prune == "lifted":
-            rows = self.keys.astype(np.float32)
-            radius = float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max())) * LIFT_HEADROOM
         if not self.per_query_head or self.group == 1:
-            self._graphs = [self._build_graph(learn, neighbors, near_keys, radius)]
+            self._graphs = [self._build_graph(learn, neighbors, near_keys)]
             return
         heads = np.arange(len(learn)) % self.group
         if queries is not None and about is not None and about.query_heads is not None:
@@ -126,9 +124,7 @@ class Ra(Index):
         for head in range(self.group):
             mine = heads == head
             rows_of_head = mine if mine.any() else np.ones_like(mine)
-            self._graphs.append(
-                self._build_graph(learn[rows_of_head], neighbors[rows_of_head], near_keys, radius)
-            )
+            self._graphs.append(self._build_graph(learn[rows_of_head], neighbors[rows_of_head], near_keys))
 
     def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0) -> Found:
         """Best-first search that expands the best `ef` keys (0: 3 k) and keeps the best max(ef, k).
@@ -236,26 +232,28 @@ class Ra(Index):
             graphs.append(graph)
         self._graphs = graphs
 
-    def _build_graph(
-        self, learn: np.ndarray, neighbors: np.ndarray, near_keys: np.ndarray, radius: float
-    ) -> Any:
+    def _build_graph(self, learn: np.ndarray, neighbors: np.ndarray, near_keys: np.ndarray) -> Any:
         from ra_bench.indexes.ra import _ra
 
-        kept = _ra.most_kept(self.keys.shape[1]) if self.codes else 0
+        kept = _ra.most_kept(self.keys.shape[1])
         turns = balance(self.keys, learn, kept, self.seed)
+        shape = turns.apply(self.keys) if self.prune == "balanced" else self.keys
+        coded = slice(None if self.codes else 0)
         kept_rows = self._kept_rows(len(learn))
         most = np.finfo(np.float16).max
         return _ra.build(
             self.keys,
+            shape,
             learn,
             neighbors,
             near_keys,
             np.clip(learn[kept_rows], -most, most).astype(np.float16),
             np.ascontiguousarray(neighbors[kept_rows, :KEPT_WIDTH]),
-            turns.to_key,
-            turns.to_query,
-            turns.offset,
-            radius=radius,
+            turns.to_key[coded],
+            turns.to_query[coded],
+            turns.offset[:, coded],
+            shape_radius=self._radius(shape),
+            radius=self._radius(self.keys),
             degree=self.degree,
             query_degree=self.query_degree,
             pivots=self.pivots,
@@ -267,6 +265,13 @@ class Ra(Index):
             seed=self.seed,
             threads=self.threads,
         )
+
+    def _radius(self, rows: np.ndarray) -> float:
+        """Of the sphere to which `rows` are lifted; 0 for raw inner product."""
+        if self.prune == "raw":
+            return 0.0
+        wide = rows.astype(np.float32)
+        return float(np.sqrt(np.einsum("nd,nd->n", wide, wide).max())) * LIFT_HEADROOM
 
     def _nearest_keys(self, about: Head | None) -> np.ndarray:
         """The nearest keys of each key (n, N) int32, itself among them; (0, 0) where a search finds them."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE_ROWS = 16384
+WIDTH = 16  # what kernels take at a time
 RIDGE = 1e-5  # of the mean variance: directions that hold nothing
 
 
@@ -25,13 +26,20 @@ class Balance:
     to_query: np.ndarray
     offset: np.ndarray
 
+    def apply(self, keys: np.ndarray) -> np.ndarray:
+        """`keys` (n, d) in these coordinates (n, kept, rounded up to 16 with zeros), float16."""
+        kept = len(self.to_key)
+        out = np.zeros((len(keys), -(-kept // WIDTH) * WIDTH), np.float16)
+        most = np.finfo(np.float16).max
+        for first in range(0, len(keys), SAMPLE_ROWS):  # blocks: all keys in float32 are never held
+            block = slice(first, first + SAMPLE_ROWS)
+            turned = keys[block].astype(np.float32) @ self.to_key.T - self.offset
+            out[block, :kept] = np.clip(turned, -most, most)
+        return out
+
 
 def balance(keys: np.ndarray, queries: np.ndarray, kept: int, seed: int) -> Balance:
     """The map for `keys` (n, d) and `queries` (m, d), of which `kept` dimensions stay, randomly rotated."""
-    d = keys.shape[1]
-    if not kept:
-        none = np.zeros((0, d), np.float32)
-        return Balance(none, none, np.zeros((1, 0), np.float32))
     rows = _sample(keys)
     mean = rows.mean(0)
     of_queries, of_keys = _root(_sample(queries)), _root(rows - mean)

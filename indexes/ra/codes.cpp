@@ -113,15 +113,19 @@ void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int th
 
 void Codes::turn(const Kernels& kernels, const float* query, CodeQuery& out) const {
   out.turned.resize(kept);
-  out.levels.assign(2 * stride, 0);
   kernels.dot(query, {to_query.data(), kFloat32, kept, d}, every.data(), kept, out.turned.data());
+  round(out.turned.data(), out);
+}
+
+void Codes::round(const float* turned, CodeQuery& out) const {
+  out.levels.assign(2 * stride, 0);
   float largest = 0;
-  for (float x : out.turned) largest = std::max(largest, std::fabs(x));
+  for (size_t j = 0; j < kept; ++j) largest = std::max(largest, std::fabs(turned[j]));
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
   out.scale = largest / 127.0f;
   int32_t sum = 0;
   for (size_t j = 0; j < kept; ++j) {
-    const auto level = static_cast<int32_t>(std::lrintf(out.turned[j] * inverse));
+    const auto level = static_cast<int32_t>(std::lrintf(turned[j] * inverse));
     out.levels[place_of(j, stride)] = static_cast<int8_t>(level);
     sum += level;
   }

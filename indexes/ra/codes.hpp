@@ -45,6 +45,8 @@ struct Codes {
   // Encodes the keys [from, keys.n); with from = 0 it chooses the steps first.
   void encode(const Kernels& kernels, const Rows& keys, size_t from, int threads);
   void turn(const Kernels& kernels, const float* query, CodeQuery& out) const;
+  // The same for a query whose coordinates (kept) are those of the codes already.
+  void round(const float* turned, CodeQuery& out) const;
 };
 
 // Most dimensions that a code of d dimensions keeps.

@@ -24,7 +24,8 @@ void search_for(const Kernels& kernels, const Geometry& geometry, const Graph& g
   if (key != graph.entry) scratch.starts.push_back(key);
   Target target{scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key))};
   if (!geometry.codes->empty()) {
-    geometry.codes->turn(kernels, target.vector, scratch.code);
+    if (geometry.is_balanced) geometry.codes->round(target.vector, scratch.code);
+    else geometry.codes->turn(kernels, target.vector, scratch.code);
     target.code = &scratch.code;
   }
   search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), beam, beam, true,

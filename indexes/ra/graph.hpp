@@ -57,6 +57,7 @@ struct Geometry {
   Rows keys;
   const float* extra = nullptr;
   const Codes* codes = nullptr;  // what searches for keys go by; null or empty: the keys themselves
+  bool is_balanced = false;      // whether the keys are in the coordinates of the codes
 
   float extra_of(size_t id) const { return extra ? extra[id] : 0.0f; }
   // near[i] = nearness of ids[i] to the point whose vector is `vector` and extra coordinate `x`.

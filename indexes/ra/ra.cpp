@@ -20,34 +20,36 @@
 namespace ra_bench {
 namespace {
 
-Built* build(const Array& keys, const Array& queries, const Array& neighbors, const Array& key_neighbors, const Array& sample,
-             const Array& sample_ids, const Array& to_key, const Array& to_query, const Array& offset, float radius, size_t degree,
+Built* build(const Array& keys, const Array& shape, const Array& queries, const Array& neighbors, const Array& key_neighbors, const Array& sample,
+             const Array& sample_ids, const Array& to_key, const Array& to_query, const Array& offset, float shape_radius, float radius, size_t degree,
              size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
              size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
-  const Rows rows = rows_of("keys", keys);
+  const Rows rows = rows_of("keys", keys), shape_rows = rows_of("shape", shape);
   const Matrix<float> learn("queries", queries);
   const Matrix<int32_t> near("neighbors", neighbors), near_keys("key_neighbors", key_neighbors);
   if (learn.columns != rows.d || learn.m != near.m)
     refuse("queries must be (" + std::to_string(near.m) + ", " + std::to_string(rows.d) +
            "): a row for each row of neighbors");
   if (degree < 1 || degree > 65535) refuse("degree must be in [1, 65535], got " + std::to_string(degree));
+  if (shape_rows.n != rows.n) refuse("shape must have a row for each key");
   check_ids("neighbors", near.data, near.m * near.columns, rows.n);
   if (near_keys.m && near_keys.m != rows.n) refuse("key_neighbors must have a row for each key, or none");
   check_ids("key_neighbors", near_keys.data, near_keys.m * near_keys.columns, rows.n);
   auto built = std::make_unique<Built>();
   built->settings = settings_from(degree, query_degree, pivots, lists, candidates, beam, threads);
-  built->radius = radius;
   built->graph.degree = degree;
   built->graph.n = rows.n;
   built->graph.dim = rows.d;
   set_sample(sample, sample_ids, built->graph);
   set_codes(to_key, to_query, offset, rows.d, built->codes);
   nb::gil_scoped_release release;
-  built->lift(rows);
+  built->radius = shape_radius;
+  built->lift(shape_rows);
   const Kernels& table = kernels();
   grow(built->graph, rows.n);
   built->codes.encode(table, rows, 0, built->settings.threads);
-  const Geometry geometry = built->geometry(rows);
+  Geometry geometry = built->geometry(shape_rows);
+  geometry.is_balanced = shape_rows.data != rows.data;
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
@@ -56,6 +58,7 @@ Built* build(const Array& keys, const Array& queries, const Array& neighbors, co
     enhance(table, geometry, {near_keys.data, near_keys.m, near_keys.columns}, 0, built->settings, built->graph);
   connect(table, geometry, built->settings, built->graph);
   built->extra = {};
+  built->radius = radius;
   return built.release();  // Python owns it
 }
 
@@ -317,11 +320,13 @@ NB_MODULE(_ra, m) {
           "How many keys cannot be reached from the entry.")
       .def("insert", &insert, "keys"_a, "threads"_a,
            "Links the keys that follow those of the graph in `keys` (n, d).");
-  m.def("build", &build, "keys"_a, "queries"_a, "neighbors"_a, "key_neighbors"_a, "sample"_a, "sample_ids"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(), "radius"_a, "degree"_a,
+  m.def("build", &build, "keys"_a, "shape"_a, "queries"_a, "neighbors"_a, "key_neighbors"_a, "sample"_a, "sample_ids"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(), "shape_radius"_a, "radius"_a,
+        "degree"_a,
         "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
         "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32; the nearest\n"
-        "keys of each key (n, N) int32, or (0, 0) to search for them.");
+        "keys of each key (n, N) int32, or (0, 0) to search for them. `shape` (n, any) are the keys as pruning sees\n"
+        "them, on a sphere of shape_radius: `keys` themselves, or in the coordinates of their codes.");
   m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, "sample_ids"_a,
         "codes"_a, "steps"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(),
         "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
