@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from ra_bench.indexes._native._native import dot_rows, kernels
@@ -257,16 +259,23 @@ def test_codes_tell_inner_products_within_a_few_percent(d):
         assert np.std(factor * score + addend - true) < 0.12 * np.std(true)
 
 
-@pytest.mark.parametrize("d", [16, 64, 128, 200])
+@pytest.mark.parametrize("stride", [32, 64, 96, 128])
 @pytest.mark.parametrize("kernel", kernels())
-def test_every_kernel_scores_codes_alike(d, kernel):
-    rng = np.random.default_rng(1)
-    keys, queries = (rng.standard_normal((n, d)).astype(np.float16) for n in (500, 40))
-    index = built(keys=keys, learn=queries.astype(np.float32))
-    best = index.search(queries, 20, ef=30).ids
+def test_every_kernel_scores_codes_exactly(stride, kernel):
+    rng = np.random.default_rng(stride)
+    codes = rng.integers(0, 256, (50, stride)).astype(np.uint8)
+    steps = np.geomspace(0.01, 7, 256).astype(np.float32)[None]
+    levels = rng.integers(-127, 128, (1, 2 * stride)).astype(np.int32)
+    chunks = codes.reshape(50, -1, 32)
+    spread = np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(50, -1).astype(np.int64)
+    sums = (spread @ levels[0].astype(np.int64)).astype(np.float32)
+    expected = steps[0, codes[:, -1]] * (sums - np.float32(31.5))
     _ra.force_kernel(kernel)
     try:
-        np.testing.assert_array_equal(index.search(queries, 20, ef=30).ids, best)
+        for count in (1, 2, 7, 8, 9, 15, 16, 17, 50):
+            ids = rng.integers(0, 50, (1, count)).astype(np.int32)
+            found = _ra.score_codes(codes, steps, levels, 31.5, ids)
+            np.testing.assert_array_equal(found, expected[ids[0]])
     finally:
         _ra.force_kernel("")
 
@@ -279,11 +288,48 @@ def test_walks_together_are_walks_alone(index):
         assert alone.work.keys_read[0] == together.work.keys_read[i]
 
 
-def test_a_walk_s_memory_fits_the_graph_that_comes_after(index):
-    narrow = built("ra:degree=3:query_degree=3:seeds=4", KEYS, LEARN)
-    narrow.search(TEST[:4], 200, ef=100)
-    again = built(keys=KEYS, learn=LEARN)
-    np.testing.assert_array_equal(again.search(TEST, 50).ids, index.search(TEST, 50).ids)
+def test_a_walk_s_memory_fits_the_graph_that_comes_after():
+    rng = np.random.default_rng(5)
+    shapes = [(3, 5, 3), (700, 200, 24), (40, 16, 2), (900, 16, 40), (300, 70, 6), (700, 200, 24)]
+    graphs = []
+    for n, d, degree in shapes:
+        keys = rng.standard_normal((n, d)).astype(np.float32)
+        queries = rng.standard_normal((8, d)).astype(np.float32)
+        for codes in ("true", "false"):
+            index = built(f"ra:degree={degree}:query_degree={degree}:codes={codes}", keys, queries)
+            graphs.append((index, queries, exact(queries, keys, 20)))
+    for index, queries, truth in [*graphs, *reversed(graphs)]:
+        for k, ef in ((200, 1), (20, len(index.keys)), (1, 30)):
+            ids = index.search(queries, k, ef=ef).ids
+            for row in ids:
+                real = row[row >= 0]
+                assert len(np.unique(real)) == len(real)
+                assert (real < len(index.keys)).all()
+            if k == 20:
+                np.testing.assert_array_equal(ids[:, : truth.shape[1]], truth)
+
+
+@pytest.mark.parametrize("spec", ["ra", "ra:codes=false"])
+def test_no_results_can_be_asked_for(spec):
+    index = built(spec, KEYS, LEARN, values=KEYS)
+    assert index.search(TEST[:9], 0, ef=5).ids.shape == (9, 0)
+    assert (index.attend(TEST[:3], 0).output == 0).all()
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_loaded_graph_s_codes_begin_on_cache_lines(index, tmp_path, mmap):
+    index.save(tmp_path)
+    assert type(index).load(tmp_path, mmap)._graphs[0].is_aligned
+
+
+def test_a_graph_without_codes_of_an_earlier_version_is_refused_with_advice(index, tmp_path):
+    index.save(tmp_path)
+    (tmp_path / "graph0_codes.npy").unlink()
+    about = json.loads((tmp_path / "index.json").read_text())
+    del about["files"]["graph0_codes.npy"]
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="build it anew"):
+        load(tmp_path)
 
 
 def test_an_ef_of_n_reads_every_key_once(index):

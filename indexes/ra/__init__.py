@@ -24,8 +24,8 @@ What differs from them:
   other links.
 - Without learn queries, a sample of the keys stands in for them.
 
-Cost: build O(m n) for the exact neighbours of m learn queries, where the harness has not computed them, and
-about O(n log n) for the graph; search about O(log n) at a given quality; insert the same for a key.
+Cost: build O(m n d) for the exact neighbours of m learn queries, where the harness has not computed them, the
+same for those of the n keys with `key_neighbors`, and about O(n log n) for the graph; search about O(log n) at a given quality; insert the same for a key.
 """
 
 from __future__ import annotations
@@ -127,9 +127,10 @@ class Ra(Index):
             self._graphs.append(self._build_graph(learn[rows_of_head], neighbors[rows_of_head], near_keys))
 
     def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0) -> Found:
-        """Best-first search that expands the best `ef` keys (0: 3 k) and keeps the best max(ef, k).
+        """Best-first search that expands the best `ef` keys (0: 3 k) that it meets.
 
-        An `ef` below k is allowed: then only the best `ef` of the k keys found are expanded.
+        An `ef` below k is allowed: more are kept than expanded. By codes, the best 2 k + 64 or a quarter of
+        `ef` are then scored by their rows, all where `ef` is n.
         """
         from ra_bench.indexes.ra import _ra
 
@@ -149,7 +150,7 @@ class Ra(Index):
         threads: int = 1,
         **effort: Any,
     ) -> Sequence[Work]:
-        """Search and attention of all heads in one native call; a thread takes one query at a time."""
+        """Search and attention of all heads in one native call; a thread takes up to four queries in turn."""
         from ra_bench.indexes.ra import _ra
 
         heads = [index for index in indexes if type(index) is Ra]
@@ -192,7 +193,7 @@ class Ra(Index):
 
     @property
     def nbytes(self) -> Bytes:
-        """Links and entry structures."""
+        """Links, entry structures, kept queries, codes and their transforms."""
         return Bytes(sum(graph.nbytes for graph in self._graphs))
 
     def save_state(self, folder: Path) -> None:
@@ -203,9 +204,11 @@ class Ra(Index):
         np.save(folder / "graphs.npy", np.array([[graph.entry, graph.radius] for graph in self._graphs]))
 
     def load_state(self, folder: Path, mmap: bool) -> None:
-        """Checks every id before a search may meet it; `mmap` leaves the links in their file."""
+        """Checks every id before a search may meet it; `mmap` leaves links and codes in their files."""
         from ra_bench.indexes.ra import _ra
 
+        if not (folder / "graph0_codes.npy").exists():
+            raise ValueError("it has no codes, as graphs of earlier versions: build it anew")
         about = np.load(folder / "graphs.npy")
         if about.ndim != 2 or about.shape[1] != 2 or len(about) not in (1, self.group):
             raise ValueError(f"graphs.npy must be (graphs, 2), got {about.shape}")
@@ -228,6 +231,7 @@ class Ra(Index):
                 lists=LISTS,
                 candidates=self.candidates,
                 beam=self.beam,
+                copy=not mmap,
             )
             graphs.append(graph)
         self._graphs = graphs

@@ -72,11 +72,12 @@ inline void check_ids(const char* name, const int32_t* ids, size_t count, size_t
              ", got " + std::to_string(ids[i]));
 }
 
-// The graph that was saved as its parts; refuses parts that do not fit each other.
+// The graph that was saved as its parts; refuses parts that do not fit each other. Where links and codes are not
+// files, `copy` puts them where searches read them fastest: NumPy's arrays begin between cache lines.
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
                const Array& sample, const Array& sample_ids, const Array& codes,
                const Array& steps, const Array& to_key, const Array& to_query, const Array& offset, int64_t entry,
-               float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam);
+               float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam, bool copy);
 
 // Takes kept queries (count, d) float16 and their nearest keys (count, width) int32, best first, into the graph.
 void set_sample(const Array& sample, const Array& sample_ids, Graph& graph);

@@ -24,7 +24,7 @@ namespace {
 
 // The step, in standard deviations, at which 16 even levels lose least of a normal variable (Max 1960).
 constexpr float kBestStep = 0.3352f;
-constexpr float kRoom = 16.0f;     // inserted keys may be so many times as long as the longest
+constexpr float kRoom = 16.0f;     // inserted keys may be so many times as long; longer ones count as that long
 constexpr float kSpread = 4096.0f;  // steps smaller than the largest by more than this are the same
 
 // Where dimension i stands among the 2 * stride levels: the last byte of a key is not for dimensions.

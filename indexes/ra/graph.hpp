@@ -56,7 +56,7 @@ struct Graph {
 struct Geometry {
   Rows keys;
   const float* extra = nullptr;
-  const Codes* codes = nullptr;  // what searches for keys go by; null or empty: the keys themselves
+  const Codes* codes = nullptr;  // what enhance() searches by; where they are empty, by the keys themselves
   bool is_balanced = false;      // whether the keys are in the coordinates of the codes
 
   float extra_of(size_t id) const { return extra ? extra[id] : 0.0f; }

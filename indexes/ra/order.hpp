@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "graph.hpp"
@@ -18,6 +19,8 @@ class Sorter {
     const size_t count = keys.size();
     wanted = std::min(wanted, count);
     if (count < 2 || !wanted) return;
+    for (Candidate& key : keys)  // NaN, of a query that is not finite, has no place in an order
+      if (!(key.near == key.near)) key.near = -std::numeric_limits<float>::infinity();
     float least = keys[0].near, most = least;
     for (const Candidate& key : keys) {
       least = std::min(least, key.near);

@@ -209,6 +209,25 @@ nb::ndarray<nb::numpy, T> copied(const T* from, size_t rows, size_t columns) {
   return out;
 }
 
+// For tests: the loop over codes alone, by the kernels that are in force.
+nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps, const Array& levels, float middle,
+                                          const Array& ids) {
+  const Matrix<float> table("steps", steps);
+  const Matrix<int32_t> wide("levels", levels), chosen("ids", ids);
+  if (codes.ndim() != 2 || !is_uint8(codes) || !is_contiguous(codes) || codes.shape(1) % kChunkBytes)
+    refuse("codes must be (n, bytes) uint8, C-contiguous, whole chunks of " + std::to_string(kChunkBytes) + " bytes");
+  const size_t stride = codes.shape(1);
+  if (table.m != 1 || table.columns != kSteps || wide.m != 1 || wide.columns != 2 * stride)
+    refuse("steps must be (1, " + std::to_string(kSteps) + ") and levels (1, " + std::to_string(2 * stride) + ")");
+  check_ids("ids", chosen.data, chosen.columns, codes.shape(0));
+  const std::vector<int8_t> narrow(wide.data, wide.data + wide.columns);
+  float* scores;
+  auto out = new_array<float>(scores, chosen.columns);
+  code_kernels().score(static_cast<const uint8_t*>(codes.data()), stride, table.data, narrow.data(), middle, chosen.data,
+                       chosen.columns, scores);
+  return out;
+}
+
 nb::ndarray<nb::numpy> copied_halves(const uint16_t* from, size_t rows, size_t columns) {
   auto* data = new uint16_t[std::max<size_t>(rows * columns, 1)];
   std::copy(from, from + rows * columns, data);
@@ -310,6 +329,12 @@ NB_MODULE(_ra, m) {
       .def_prop_ro(
           "start_bytes", [](const Built& b) { return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4; },
           "What choosing where a search starts reads.")
+      .def_prop_ro(
+          "is_aligned",
+          [](const Built& b) {
+            return (reinterpret_cast<uintptr_t>(b.graph.links) | reinterpret_cast<uintptr_t>(b.codes.rows)) % 64 == 0;
+          },
+          "Whether links and codes begin on cache lines.")
       .def_prop_ro("code_bytes", [](const Built& b) { return b.codes.stride; }, "A key's code; 0 without codes.")
       .def_prop_ro(
           "unreached",
@@ -330,7 +355,7 @@ NB_MODULE(_ra, m) {
   m.def("restore", &restore, "links"_a, "kept"_a, "centroids"_a, "seeds"_a, "sample"_a, "sample_ids"_a,
         "codes"_a, "steps"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(),
         "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
-        "A graph from its parts; raises ValueError where they do not fit each other.");
+        "copy"_a, "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("most_kept", &most_kept, "d"_a, "How many dimensions a code of d dimensions can hold.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
         "ids (m, k) int32 best first; keys scored, expanded, and scored by their rows, each (m,) int64. Query row r uses\n"
@@ -340,6 +365,8 @@ NB_MODULE(_ra, m) {
         "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
         "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys scored, "
         "expanded,\nscored by their rows, and attended, each (H, G) int64.");
+  m.def("score_codes", &score_codes, "codes"_a, "steps"_a, "levels"_a, "middle"_a, "ids"_a,
+        "For tests: what the codes ids (1, m) score for a query of levels (1, 2 * bytes) int32.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "For tests: the ids that pruning keeps.");
   m.def("force_kernel", &force_kernels, "name"_a,

@@ -35,7 +35,7 @@ void set_sample(const Array& sample, const Array& sample_ids, Graph& graph) {
 Built* restore(const Array& links, const Array& kept, const Array& centroids, const Array& seeds,
                const Array& sample, const Array& sample_ids, const Array& codes,
                const Array& steps, const Array& to_key, const Array& to_query, const Array& offset, int64_t entry,
-               float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam) {
+               float radius, size_t query_degree, size_t lists, size_t candidates, size_t beam, bool copy) {
   auto built = std::make_unique<Built>();
   Graph& graph = built->graph;
   if (links.ndim() != 2 || !is_int32(links) || !is_contiguous(links) || !links.shape(0) || !links.shape(1))
@@ -86,6 +86,7 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
   built->mapped_codes = codes;
   built->radius = radius;
   built->settings = settings_from(graph.degree, query_degree, 1, lists, candidates, beam, 1);
+  if (copy) built->own_tables();
   return built.release();  // Python owns it
 }
 

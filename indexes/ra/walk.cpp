@@ -207,7 +207,7 @@ class Walker {
       walk_.visited[static_cast<size_t>(walk_.starts[i]) >> 6] |= uint64_t{1} << (walk_.starts[i] & 63);
     }
     score(count_);
-    const size_t best = codes.empty() ? task_.effort.k : task_.effort.reranked(graph().n);
+    const size_t best = codes.empty() ? std::max<size_t>(task_.effort.k, 1) : task_.effort.reranked(graph().n);
     return Queue(task_.effort.ef, best, Scale(walk_.fresh_scores.data(), count_), walk_);
   }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ra_bench.attention import best_device
 from ra_bench.decode.prefilled import Prefilled
 from ra_bench.head import Head
 from ra_bench.index import Index
@@ -34,7 +35,7 @@ class Built:
     def build(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
         """Builds all layers, one after the other, each with all threads.
 
-        Exact neighbours of the next layer are found meanwhile, on the GPU if there is one; their time is
+        Exact neighbours of the next layer are found meanwhile where there is a GPU; their time is
         apart, and `ready_s` is that from the prefill to the last index, with what an earlier build had found
         already.
         `learn_sizes` tells how many exact neighbours there are for each number of learn queries.
@@ -46,18 +47,22 @@ class Built:
         def inputs(layer: int) -> Any:
             return prefilled.index_inputs(layer, wish.learn_queries, most, wish.key_neighbors)
 
-        found_s = prefilled.knn_s(wish.learn_queries, wish.key_neighbors) if most else 0.0
+        found_s = prefilled.knn_s(wish.learn_queries) if most else 0.0
+        on_gpu = best_device() == "cuda"
         began_s = time.perf_counter()
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(inputs, self.layers[0])
             for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
                 keys, values, queries, abouts = coming.result()
-                if following is not None:
+                if following is not None and on_gpu:  # on the CPU it would take cores from the build
                     coming = ahead.submit(inputs, following)
                 self.indexes[layer] = self._build_layer(keys, values, queries, abouts)
                 self.learn_queries = 0 if queries is None else len(queries[0])
+                if following is not None and not on_gpu:
+                    coming = ahead.submit(inputs, following)
         self.ready_s = found_s + time.perf_counter() - began_s
-        self.knn_s = prefilled.knn_s(wish.learn_queries, wish.key_neighbors) if most else 0.0
+        wanted = wish.learn_queries if most else 0
+        self.knn_s = prefilled.knn_s(wanted, wish.key_neighbors)
         self._snapshot = Snapshot(self._all, lambda: self._rebuild(prefilled, learn_sizes))
 
     def _build_layer(

@@ -158,11 +158,16 @@ def insert_left(layers: Sequence[IndexedLayer]) -> float:
         for index, *rows in zip(layer.indexes, *block, strict=True)
     ]
 
+    threads = layers[0].retrieval.threads
+
     def insert(number: int) -> None:
         index, keys, values = tasks[number]
+        before = index.threads
+        index.use_threads(max(1, threads // len(tasks)))
         index.insert(keys, values)
+        index.use_threads(before)
 
-    over_heads(insert, len(tasks), layers[0].retrieval.threads)
+    over_heads(insert, len(tasks), threads)
     for layer in layers:
         layer.drop_oldest(left)
     slots.drop(left)

@@ -91,7 +91,7 @@ class Prefilled:
             for head, about in enumerate(abouts):
                 started_s = time.perf_counter()
                 abouts[head] = replace(about, key_neighbors=nearest_keys(keys[head], key_neighbors))
-                self._note_knn(layer, f"keys {key_neighbors}", time.perf_counter() - started_s)
+                self._note_knn(layer, f"keys {key_neighbors}", time.perf_counter() - started_s, head == 0)
         if wanted == 0:
             return keys, values, None, abouts
         group = abouts[0].group
@@ -119,7 +119,10 @@ class Prefilled:
         return scaled(mine.reshape(-1, mine.shape[-1]), self.session.layers[layer].softmax_scale)
 
     def knn_s(self, wanted: int, key_neighbors: int = 0) -> float:
-        """Seconds that the exact neighbours of learn queries and of keys took, over all layers."""
+        """Seconds that the exact neighbours of learn queries and of keys took, over all layers.
+
+        Those of keys are found anew for each build: they need as much memory as the keys.
+        """
         counted = {f"queries {wanted}", f"keys {key_neighbors}"}
         return sum(seconds for (_, what), seconds in self._knn_s.items() if what in counted)
 
@@ -137,8 +140,9 @@ class Prefilled:
             self._note_knn(layer, f"queries {wanted}", time.perf_counter() - started_s)
         return self._neighbors[place]
 
-    def _note_knn(self, layer: int, what: str, seconds: float) -> None:
-        self._knn_s[layer, what] = self._knn_s.get((layer, what), 0.0) + seconds
+    def _note_knn(self, layer: int, what: str, seconds: float, is_first: bool = False) -> None:
+        before_s = 0.0 if is_first else self._knn_s.get((layer, what), 0.0)
+        self._knn_s[layer, what] = before_s + seconds
 
     def _about(self, layer: int, kv_head: int) -> Head:
         if layer not in self._heads:
