@@ -25,7 +25,8 @@ What differs from them:
 - Without learn queries, a sample of the keys stands in for them.
 
 Cost: build O(m n d) for the exact neighbours of m learn queries, where the harness has not computed them, the
-same for those of the n keys with `key_neighbors`, and about O(n log n) for the graph; search about O(log n) at a given quality; insert the same for a key.
+same for those of the n keys with `key_neighbors`, and about O(n log n) for the graph; search about O(log n)
+at a given quality; insert the same for a key.
 """
 
 from __future__ import annotations
