@@ -112,10 +112,12 @@ void search_queries(const Kernels& table, size_t begin, size_t end, const TaskOf
   }
 }
 
-// How many queries a thread walks for at a time: no more than leave all threads something to do.
+// How many queries a thread walks for at a time. Among several threads balance is worth more than walks in turn: a
+// query on one head may take five times as long as on another.
 int64_t together(int64_t queries, int threads) {
-  const int64_t each = (queries + threads - 1) / std::max(threads, 1);
-  return std::min<int64_t>(std::max<int64_t>(each, 1), static_cast<int64_t>(kWalksTogether));
+  constexpr auto kMost = static_cast<int64_t>(kWalksTogether);
+  if (threads <= 1) return kMost;
+  return std::clamp<int64_t>(queries / (4 * threads), 1, kMost);
 }
 
 nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
