@@ -121,7 +121,7 @@ def test_save_and_load_give_the_same_answers_and_take_further_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["codes", "steps", "ids", "counts", "centroids", "weights", "bias", "rotation"]
+    "name", ["codes", "steps", "ids", "counts", "centroids", "weights", "bias", "key_map", "query_map"]
 )
 def test_a_torn_file_is_refused(index, tmp_path, name):
     index.save(tmp_path)
@@ -145,7 +145,8 @@ def test_a_torn_file_is_refused(index, tmp_path, name):
         ("steps", lambda a: a[:, 1:]),
         ("weights", lambda a: np.concatenate([a, a])),
         ("bias", lambda a: a[:, 1:]),
-        ("rotation", lambda a: a[1:]),
+        ("key_map", lambda a: a[1:]),
+        ("query_map", lambda a: a[:, 1:]),
     ],
 )
 def test_inconsistent_files_are_refused(index, tmp_path, name, change):

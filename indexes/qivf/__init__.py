@@ -9,7 +9,8 @@ What is put together here for attention:
 - A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first
   for their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
 - The G queries of a token read each list's codes once, from the cache, and are scored in registers together.
-- A key's code is 4 bits a dimension with a step of its own; 2k candidates are scored exactly.
+- A key's code is 4 bits a dimension with a step of its own, in coordinates in which residuals and queries have
+  the same second moment (`ra_bench.indexes._balance`); 2k candidates are scored exactly.
 - Inserted keys, of whose like neither clusters nor router know, go to lists of their own, which every search
   reads: 16,384 of them cost a token a scan of 0.8 MB.
 - Without learn queries, a sample of the keys stands in for them.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from ra_bench.indexes._balance import balance
 from ra_bench.indexes._faiss import library, use_threads
 from ra_bench.indexes._learn import learn_set
 from ra_bench.indexes.qivf.router import fit_router
@@ -38,7 +40,8 @@ DEFAULT_K = 100
 KMEANS_ROUNDS = 10
 KMEANS_POINTS = 64  # a list that take part in the clustering
 PARTS = ("codes", "steps", "ids", "counts", "centroids")  # of the lists, one .npy file each
-ROUTER_PARTS = ("weights", "bias", "rotation")
+BALANCED_KEYS = 16384  # at most, whose residuals tell in which coordinates all are encoded
+ROUTER_PARTS = ("weights", "bias", "key_map", "query_map")
 # Efforts, cheap to dear: (share, rerank). What the codes leave out would cap recall at .99 and more.
 EFFORTS = (
     (0.4, 2.0), (0.6, 2.0), (0.75, 2.0), (0.85, 2.0), (0.9, 2.0), (0.94, 2.0), (0.97, 2.0),
@@ -80,13 +83,15 @@ class QIvf(Index):
         rows = self.keys.astype(np.float32)
         nlist = max(1, min(n, self.nlist or int(3 * math.sqrt(n))))
         assigned, centroids = self._cluster(rows, nlist)
-        rotation, _ = np.linalg.qr(np.random.default_rng(self.seed).standard_normal((d, d)))
         learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
+        some = slice(None, None, -(-n // BALANCED_KEYS))
+        maps = balance(rows[some] - centroids[assigned[some]], learn, d, self.seed)
         router = fit_router(learn, neighbors, assigned, centroids, self.steps, self.seed, self.threads)
         self._router = {
             "weights": router.weights,
             "bias": router.bias[None, :],
-            "rotation": np.ascontiguousarray(rotation, np.float32),
+            "key_map": np.ascontiguousarray(maps.to_key.T),
+            "query_map": np.ascontiguousarray(maps.to_query.T),
         }
         self._lists = _qivf.build(
             self.keys, assigned[:, None], centroids, **self._router, threads=self.threads
@@ -194,8 +199,8 @@ class QIvf(Index):
 
         parts = [np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None) for name in PARTS]
         self._router = {name: np.load(folder / f"{name}.npy") for name in ROUTER_PARTS}
-        if self._router["rotation"].shape[0] != self.keys.shape[1]:
-            raise ValueError(f"rotation must be of {self.keys.shape[1]} dimensions")
+        if self._router["key_map"].shape[0] != self.keys.shape[1]:
+            raise ValueError(f"key_map must be of {self.keys.shape[1]} dimensions")
         self._lists = _qivf.restore(*parts, **self._router, n=len(self.keys))
 
 

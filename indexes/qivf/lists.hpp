@@ -1,6 +1,6 @@
 // Inverted lists of 4-bit codes, in blocks of 16 keys that a vector register scores together.
 //
-// A key's code is that of its rotated residual: x = (key - centroid) R, each coordinate one of 16 levels
+// A key's code is that of its mapped residual: x = (key - centroid) M, each coordinate one of 16 levels
 // (code - 7.5) times the key's own step. Blocks hold 8 dimensions of 16 keys in 64 bytes: byte 4 i + j is
 // dimension j of key i in its low half and dimension 4 + j in its high half.
 #pragma once
@@ -70,7 +70,7 @@ struct Lists {
   size_t lay_out(const std::vector<int32_t>& sizes);
 };
 
-// The code of a rotated residual x (d): one byte a dimension into `code`; returns the step.
+// The code of a mapped residual x (d): one byte a dimension into `code`; returns the step.
 float encode(const float* x, size_t d, uint8_t* code);
 
 // Stores a key's code at place `place` of its block; the block's bytes must be zero there.

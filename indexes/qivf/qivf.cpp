@@ -42,8 +42,8 @@ std::vector<float> panels_of(size_t rows, size_t d, const Number& number) {
 }
 
 // Takes what routing needs: centroids (nlist, d), of the routed lists weights (any, d) and bias (1, any), and
-// rotation (d, d).
-void set_router(const Array& centroids, const Array& weights, const Array& bias, const Array& rotation,
+// key_map and query_map (d, d).
+void set_router(const Array& centroids, const Array& weights, const Array& bias, const Array& key_map, const Array& query_map,
                 Routed& routed) {
   const size_t all = routed.lists.nlist(), d = routed.lists.d;
   const float* c = floats("centroids", centroids, all, d);
@@ -52,9 +52,10 @@ void set_router(const Array& centroids, const Array& weights, const Array& bias,
   const size_t nlist = routed.num_routed = weights.shape(0);
   const float* w = floats("weights", weights, nlist, d);
   const float* b = floats("bias", bias, 1, nlist);
-  const float* r = floats("rotation", rotation, d, d);
-  routed.rotation.assign(r, r + d * d);
-  routed.turner = panels_of(d, d, [&](size_t column, size_t j) { return r[j * d + column]; });
+  const float* r = floats("key_map", key_map, d, d);
+  const float* t = floats("query_map", query_map, d, d);
+  routed.key_map.assign(r, r + d * d);
+  routed.turner = panels_of(d, d, [&](size_t column, size_t j) { return t[j * d + column]; });
   routed.panels = panels_of(nlist, d, [&](size_t list, size_t j) { return w[list * d + j]; });
   routed.bias.assign(routed.panels.size() / d, -1e30f);  // a list that is none: no neighbours
   std::copy(b, b + nlist, routed.bias.begin());
@@ -70,7 +71,7 @@ float encode_key(const Kernels& table, const Routed& routed, const Rows& keys, s
   table.widen_row(keys, id, key.data());
   for (size_t i = 0; i < d; ++i) {
     const float x = key[i] - routed.centroids[list * d + i];
-    const float* row = routed.rotation.data() + i * d;
+    const float* row = routed.key_map.data() + i * d;
     for (size_t j = 0; j < d; ++j) turned[j] += x * row[j];
   }
   return encode(turned.data(), d, code);
@@ -106,7 +107,7 @@ void own(Lists& lists, size_t blocks) {
 }
 
 RoutedLists* build(const Array& keys, const Array& assigned, const Array& centroids, const Array& weights,
-             const Array& bias, const Array& rotation, int threads) {
+             const Array& bias, const Array& key_map, const Array& query_map, int threads) {
   const Rows rows = rows_of("keys", keys);
   const Matrix<int32_t> list_of("assigned", assigned);
   if (list_of.m != rows.n || list_of.columns != 1) refuse("assigned must be (n, 1)");
@@ -126,20 +127,20 @@ RoutedLists* build(const Array& keys, const Array& assigned, const Array& centro
   std::vector<int32_t> sizes;
   for (const auto& ids : members) sizes.push_back(static_cast<int32_t>(ids.size()));
   own(lists, lists.lay_out(sizes));
-  set_router(centroids, weights, bias, rotation, built->routed);
+  set_router(centroids, weights, bias, key_map, query_map, built->routed);
   nb::gil_scoped_release release;
   fill_lists(rows, members, std::max(threads, 1), built->routed);
   return built.release();  // Python owns it
 }
 
 RoutedLists* restore(const Array& codes, const Array& steps, const Array& ids, const Array& counts, const Array& centroids,
-               const Array& weights, const Array& bias, const Array& rotation, size_t n) {
+               const Array& weights, const Array& bias, const Array& key_map, const Array& query_map, size_t n) {
   const Matrix<int32_t> sizes("counts", counts), names("ids", ids);
   auto built = std::make_unique<RoutedLists>();
   Lists& lists = built->routed.lists;
-  if (rotation.ndim() != 2 || sizes.columns != 1) refuse("rotation must be (d, d) and counts (nlist, 1)");
+  if (key_map.ndim() != 2 || sizes.columns != 1) refuse("key_map must be (d, d) and counts (nlist, 1)");
   lists.n = n;
-  lists.d = rotation.shape(0);
+  lists.d = key_map.shape(0);
   std::vector<int32_t> all(sizes.data, sizes.data + sizes.m);
   for (int32_t size : all)
     if (size < 0 || static_cast<size_t>(size) > n) refuse("counts must lie between 0 and n");
@@ -163,7 +164,7 @@ RoutedLists* restore(const Array& codes, const Array& steps, const Array& ids, c
   }
   if (real != n) refuse("lists must hold all " + std::to_string(n) + " keys, got " + std::to_string(real));
   built->mapped = {codes, steps, ids};
-  set_router(centroids, weights, bias, rotation, built->routed);
+  set_router(centroids, weights, bias, key_map, query_map, built->routed);
   return built.release();  // Python owns it
 }
 
@@ -347,7 +348,7 @@ nb::tuple flattened(const RoutedLists& built) {
 size_t nbytes(const RoutedLists& built) {
   const Routed& routed = built.routed;
   const Lists& lists = routed.lists;
-  size_t keys = 0, total = 4 * (routed.rotation.size() + routed.centroids.size() + routed.panels.size() +
+  size_t keys = 0, total = 4 * (routed.key_map.size() + routed.centroids.size() + routed.panels.size() +
                                 2 * routed.bias.size()) + lists.nlist() * 12;
   for (size_t l = 0; l < lists.nlist(); ++l)
     keys += kBlockKeys * (blocks_of(static_cast<size_t>(lists.counts[l])) + blocks_of(lists.grown[l].ids.size()));
@@ -367,10 +368,10 @@ NB_MODULE(_qivf, m) {
            "codes (blocks, bytes) uint8, steps and ids (blocks, 16), counts (nlist, 1), centroids (nlist, d): what\n"
            "restore() takes.")
       .def("insert", &insert, "keys"_a, "Adds the keys that follow those of the lists in `keys` (n, d).");
-  m.def("build", &build, "keys"_a, "assigned"_a, "centroids"_a, "weights"_a, "bias"_a, "rotation"_a, "threads"_a,
+  m.def("build", &build, "keys"_a, "assigned"_a, "centroids"_a, "weights"_a, "bias"_a, "key_map"_a, "query_map"_a, "threads"_a,
         "Encodes keys (n, d) into the lists that assigned (n, 1) int32 names.");
   m.def("restore", &restore, "codes"_a, "steps"_a, "ids"_a, "counts"_a, "centroids"_a, "weights"_a, "bias"_a,
-        "rotation"_a, "n"_a, "Lists from their parts; raises ValueError where they do not fit each other.");
+        "key_map"_a, "query_map"_a, "n"_a, "Lists from their parts; raises ValueError where they do not fit each other.");
   m.def("search", &search, "lists"_a, "keys"_a, "queries"_a, nb::kw_only(), "group"_a, "k"_a, "share"_a,
         "candidates"_a, "threads"_a,
         "ids (m, k) int32 best first, and keys touched, exact products, bytes read (m,) int64. `group` rows that\n"

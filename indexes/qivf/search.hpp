@@ -13,8 +13,8 @@ namespace ra_bench {
 // it: softmax over lists of query · weights + bias.
 struct Routed {
   Lists lists;
-  std::vector<float> rotation;   // (d, d): x R is what codes stand for
-  std::vector<float> turner;     // the same as panels of 16 columns, for queries
+  std::vector<float> key_map;    // (d, d): a residual times this is what its code stands for
+  std::vector<float> turner;     // the map of queries to match, the transposed inverse, as panels of 16 columns
   std::vector<float> centroids;  // (nlist, d)
   size_t num_routed = 0;         // lists that the router knows; those after them, of later keys, are always read
   std::vector<float> panels;     // (panels, d, 16): the router's weights, 16 lists side by side

@@ -15,7 +15,7 @@ What differs from them:
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
   eight keys at a time, RoarGraph's one.
-- A walk goes by 4-bit codes of the keys in those coordinates (`ra_bench.indexes.ra.balance`); the best
+- A walk goes by 4-bit codes of the keys in those coordinates (`ra_bench.indexes._balance`); the best
   2 k + 64 by code, or a quarter of `ef`, are scored by their rows. A thread walks for up to four queries in
   turn, so that one works while the others wait for memory.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from ra_bench.indexes._balance import balance
 from ra_bench.indexes._learn import learn_set
-from ra_bench.indexes.ra.balance import balance
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, LaterWorks, Partial, Work, gathered_work, layer_rows

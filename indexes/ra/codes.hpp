@@ -1,7 +1,7 @@
 // The keys once more in 4 bits a dimension, for the walk: a quarter of the bytes to fetch, exact rows come last.
 //
 // A key's code is that of y = T (key - mean), each coordinate one of 16 levels (level - 7.5) times the key's own
-// step; a query is turned by the transposed inverse of T and rounded to 8 bits. `balance.py` makes T. A key has
+// step; a query is turned by the transposed inverse of T and rounded to 8 bits. `_balance.py` makes T. A key has
 // `stride` bytes: chunks of 32, whose low halves are 32 dimensions and whose high halves the next 32. The last
 // byte holds no dimension but the number of the key's step, so that a key costs one fetch.
 #pragma once
