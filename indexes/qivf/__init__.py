@@ -9,8 +9,8 @@ What is put together here for attention:
 - A list's share of a query's true neighbours is predicted by the router, and lists are scanned, best first
   for their length, until the predicted share reaches `share`: easy queries stop early, hard ones read on.
 - The G queries of a token read each list's codes once, from the cache, and are scored in registers together.
-- A key's code is 4 bits a dimension with a step of its own, in coordinates in which residuals and queries have
-  the same second moment (`ra_bench.indexes._balance`); 2k candidates are scored exactly.
+- A key's code is 4 bits a dimension with a step of its own, in coordinates in which residuals and queries
+  have the same second moment (`ra_bench.indexes._balance`); 2k candidates are scored exactly.
 - Inserted keys, of whose like neither clusters nor router know, go to lists of their own, which every search
   reads: 16,384 of them cost a token a scan of 0.8 MB.
 - Without learn queries, a sample of the keys stands in for them.
