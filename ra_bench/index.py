@@ -55,13 +55,13 @@ class Work:
 
 
 class LaterWorks(Sequence[Work]):
-    """The works of a layer's heads, made by `make` when they are first asked for.
+    """The works of a layer's heads, made by `make(h)` when they are first asked for.
 
     While a token is decoded the device waits for `attend_layer`, and nobody asks what it read until later.
     `make` must not depend on what an insertion changes.
     """
 
-    def __init__(self, heads: int, make: Callable[[], Sequence[Work]]) -> None:
+    def __init__(self, heads: int, make: Callable[[int], Work]) -> None:
         self._heads = heads
         self._make = make
 
@@ -73,7 +73,7 @@ class LaterWorks(Sequence[Work]):
 
     @functools.cached_property
     def _works(self) -> Sequence[Work]:
-        return self._make()
+        return [self._make(h) for h in range(self._heads)]
 
 
 class Found(NamedTuple):
@@ -356,7 +356,7 @@ class Index(ABC):
 
         over_heads(search, len(indexes), threads)
         gather_attention_layer(rows, [one.ids for one in found], keys, values, out.output, out.lse, threads)
-        return LaterWorks(len(indexes), lambda: list(map(attended_work, found, keys, values)))
+        return LaterWorks(len(indexes), lambda h: attended_work(found[h], keys[h], values[h]))
 
     @property
     def values_to_attend(self) -> np.ndarray:

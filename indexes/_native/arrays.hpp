@@ -94,6 +94,13 @@ struct LayerQueries {
     output = static_cast<float*>(output_array.data());
     lse = static_cast<float*>(lse_array.data());
   }
+  // Refuses keys that are not as wide as the queries, and values that are not a row for each key.
+  void check_head(const Rows& keys, const Rows& values) const {
+    if (keys.d != d)
+      refuse("queries must be (H, G, " + std::to_string(keys.d) + ") as the keys are, got d " + std::to_string(d));
+    if (values.n != keys.n || values.d != d) refuse("values must have the shape of keys");
+  }
+
   size_t heads, m, d;
   const float* queries;
   float *output, *lse;

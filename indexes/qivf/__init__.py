@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from ra_bench.indexes._balance import balance
+from ra_bench.indexes._balance import SAMPLE_ROWS, balance
 from ra_bench.indexes._faiss import library, use_threads
 from ra_bench.indexes._learn import learn_set
 from ra_bench.indexes.qivf.router import fit_router
@@ -40,7 +40,6 @@ DEFAULT_K = 100
 KMEANS_ROUNDS = 10
 KMEANS_POINTS = 64  # a list that take part in the clustering
 PARTS = ("codes", "steps", "ids", "counts", "centroids")  # of the lists, one .npy file each
-BALANCED_KEYS = 16384  # at most, whose residuals tell in which coordinates all are encoded
 ROUTER_PARTS = ("weights", "bias", "key_map", "query_map")
 # Efforts, cheap to dear: (share, rerank). What the codes leave out would cap recall at .99 and more.
 EFFORTS = (
@@ -84,7 +83,7 @@ class QIvf(Index):
         nlist = max(1, min(n, self.nlist or int(3 * math.sqrt(n))))
         assigned, centroids = self._cluster(rows, nlist)
         learn, neighbors = learn_set(self.keys, queries, about, self.learn_queries, self.learn_neighbors)
-        some = slice(None, None, -(-n // BALANCED_KEYS))
+        some = slice(None, None, -(-n // SAMPLE_ROWS))  # of the rest no residuals are needed
         maps = balance(rows[some] - centroids[assigned[some]], learn, d, self.seed)
         router = fit_router(learn, neighbors, assigned, centroids, self.steps, self.seed, self.threads)
         self._router = {
@@ -168,7 +167,7 @@ class QIvf(Index):
             searched = Work(keys_read=touched[h], exact=exact[h], bytes_read=read[h])
             return gathered_work(searched, attended[h], heads[h].keys, values[h])
 
-        return LaterWorks(len(heads), lambda: list(map(work, range(len(heads)))))
+        return LaterWorks(len(heads), work)
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """Shares from little to nearly all, the larger with more candidates, and all."""

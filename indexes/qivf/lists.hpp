@@ -13,7 +13,6 @@ namespace ra_bench {
 
 constexpr size_t kBlockKeys = 16;
 constexpr size_t kSliceBytes = 64;  // 8 dimensions of one block
-constexpr float kCodeMiddle = 7.5f;
 
 // Keys of one list that lie together.
 struct Segment {
@@ -69,9 +68,6 @@ struct Lists {
   // Makes room for lists of these sizes; returns the number of blocks.
   size_t lay_out(const std::vector<int32_t>& sizes);
 };
-
-// The code of a mapped residual x (d): one byte a dimension into `code`; returns the step.
-float encode(const float* x, size_t d, uint8_t* code);
 
 // Stores a key's code at place `place` of its block; the block's bytes must be zero there.
 void store_code(const uint8_t* code, size_t d, size_t place, uint8_t* block);

@@ -10,6 +10,7 @@
 
 #include "arrays.hpp"
 #include "attention.hpp"
+#include "four_bits.hpp"
 #include "pool.hpp"
 #include "search.hpp"
 
@@ -74,7 +75,7 @@ float encode_key(const Kernels& table, const Routed& routed, const Rows& keys, s
     const float* row = routed.key_map.data() + i * d;
     for (size_t j = 0; j < d; ++j) turned[j] += x * row[j];
   }
-  return encode(turned.data(), d, code);
+  return encode_four_bits(turned.data(), d, code);
 }
 
 void fill_lists(const Rows& keys, const std::vector<std::vector<int32_t>>& members, int threads, Routed& routed) {
@@ -267,9 +268,7 @@ nb::tuple attend_layer(const std::vector<RoutedLists*>& lists, const std::vector
     key_rows.push_back(rows_of("keys", keys[h]));
     value_rows.push_back(rows_of("values", values[h]));
     check_keys(lists[h], key_rows[h]);
-    if (key_rows[h].d != layer.d) 
-      refuse("queries must be (H, G, " + std::to_string(key_rows[h].d) + ") as the keys are, got d " + std::to_string(layer.d));
-    if (value_rows[h].n != key_rows[h].n || value_rows[h].d != layer.d) refuse("values must have the shape of keys");
+    layer.check_head(key_rows[h], value_rows[h]);
   }
   int64_t *touched, *exact, *bytes, *attended;
   auto touched_array = new_array<int64_t>(touched, heads, layer.m);

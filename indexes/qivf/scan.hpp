@@ -22,7 +22,7 @@ struct Candidates {
 struct Scanner {
   const int8_t* q;    // 8 bytes a slice: the rotated query, rounded
   float scale;        // of q
-  float middle;       // kCodeMiddle * sum of q
+  float middle;       // kMiddleLevel * sum of q
   float base;         // query · centroid of the list
   Candidates* found;  // room for the whole segment
 };

@@ -1,5 +1,7 @@
 #include "search.hpp"
 
+#include "four_bits.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -32,7 +34,7 @@ void round_query(const ScanKernels& scan, const float* rotated, size_t d, size_t
   }
   scanner.q = rounded;
   scanner.scale = largest / 127.0f;
-  scanner.middle = kCodeMiddle * static_cast<float>(sum);
+  scanner.middle = kMiddleLevel * static_cast<float>(sum);
 }
 
 // The largest threshold on `gain` for which the lists from it on hold `share` of the neighbours. `gain` is the

@@ -175,7 +175,7 @@ class Ra(Index):
             searched = heads[h]._search_work(*(of_heads[h] for of_heads in counts))
             return gathered_work(searched, attended[h], heads[h].keys, values[h])
 
-        return LaterWorks(len(heads), lambda: list(map(work, range(len(heads)))))
+        return LaterWorks(len(heads), work)
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
         """`ef` from half of k to 27 k, no more than n."""
@@ -299,9 +299,8 @@ class Ra(Index):
         """The work of searches that scored, expanded and scored by their rows so many keys, each (m,)."""
         graph = self._graphs[0]
         row_bytes = self.keys.shape[1] * self.keys.itemsize
-        read = expanded * (self.degree * 4) + exact * row_bytes + graph.start_bytes
-        if graph.code_bytes:
-            read = read + scored * graph.code_bytes
+        links = expanded * (self.degree * 4)
+        read = scored * graph.code_bytes + exact * row_bytes + links + graph.start_bytes
         return Work(keys_read=scored, exact=exact, bytes_read=read)
 
 

@@ -22,8 +22,6 @@ const CodeKernels& code_kernels() {
 
 namespace {
 
-// The step, in standard deviations, at which 16 even levels lose least of a normal variable (Max 1960).
-constexpr float kBestStep = 0.3352f;
 constexpr float kRoom = 16.0f;     // inserted keys may be so many times as long; longer ones count as that long
 constexpr float kSpread = 4096.0f;  // steps smaller than the largest by more than this are the same
 
@@ -32,9 +30,9 @@ inline size_t place_of(size_t i, size_t stride) { return i < 2 * stride - kChunk
 
 struct Encoder {
   std::vector<float> key, turned;
-  std::vector<float> levels;
+  std::vector<uint8_t> levels;
 
-  // Levels - kMiddleLevel of key `id`; returns the step that makes the code's inner product with it right.
+  // The levels of key `id`; returns its step.
   float run(const Kernels& kernels, const Codes& codes, const Rows& keys, size_t id) {
     key.resize(codes.d);
     turned.resize(codes.kept);
@@ -42,21 +40,8 @@ struct Encoder {
     kernels.widen_row(keys, id, key.data());
     kernels.dot(key.data(), {codes.to_key.data(), kFloat32, codes.kept, codes.d}, codes.every.data(), codes.kept,
                 turned.data());
-    double squares = 0;
-    for (size_t j = 0; j < codes.kept; ++j) {
-      turned[j] -= codes.offset[j];
-      squares += static_cast<double>(turned[j]) * turned[j];
-    }
-    const float deviation = static_cast<float>(std::sqrt(squares / static_cast<double>(codes.kept)));
-    const float inverse = deviation > 0 ? 1.0f / (kBestStep * deviation) : 0.0f;
-    double along = 0, length = 0;
-    for (size_t j = 0; j < codes.kept; ++j) {
-      const float level = std::min(15.0f, std::max(0.0f, std::nearbyint(turned[j] * inverse + kMiddleLevel)));
-      levels[j] = level - kMiddleLevel;
-      along += static_cast<double>(levels[j]) * turned[j];
-      length += static_cast<double>(levels[j]) * levels[j];
-    }
-    return static_cast<float>(along / length);  // a level is never 0, so length is not
+    for (size_t j = 0; j < codes.kept; ++j) turned[j] -= codes.offset[j];
+    return encode_four_bits(turned.data(), codes.kept, levels.data());
   }
 };
 
@@ -87,7 +72,7 @@ void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int th
       std::fill(row, row + stride, uint8_t{0});
       for (size_t j = 0; j < kept; ++j) {
         const size_t place = place_of(j, stride), within = place % (2 * kChunkBytes);
-        const auto level = static_cast<uint8_t>(encoder.levels[j] + kMiddleLevel);
+        const uint8_t level = encoder.levels[j];
         uint8_t& byte = row[place / (2 * kChunkBytes) * kChunkBytes + within % kChunkBytes];
         byte = static_cast<uint8_t>(byte | (within < kChunkBytes ? level : level << 4));
       }

@@ -11,13 +11,13 @@
 #include <vector>
 
 #include "code_kernels.hpp"
+#include "four_bits.hpp"
 #include "kernels.hpp"
 #include "memory.hpp"
 
 namespace ra_bench {
 
 constexpr size_t kSteps = 256;
-constexpr float kMiddleLevel = 7.5f;
 
 // A query as the codes want it.
 struct CodeQuery {

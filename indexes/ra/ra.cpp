@@ -163,11 +163,7 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
   for (size_t h = 0; h < layer.heads; ++h) {
     heads.emplace_back(graphs[h], rows_of("keys", keys[h]));
     value_rows.push_back(rows_of("values", values[h]));
-    if (heads[h].keys.d != layer.d)
-      refuse("queries must be (H, G, " + std::to_string(heads[h].keys.d) + ") as the keys are, got d " +
-             std::to_string(layer.d));
-    if (value_rows[h].n != heads[h].keys.n || value_rows[h].d != layer.d)
-      refuse("values must have the shape of keys");
+    layer.check_head(heads[h].keys, value_rows[h]);
   }
   int64_t *dots, *expansions, *exact, *attended;
   auto dots_array = new_array<int64_t>(dots, layer.heads, layer.m);
