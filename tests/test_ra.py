@@ -280,6 +280,21 @@ def test_every_kernel_scores_codes_exactly(stride, kernel):
         _ra.force_kernel("")
 
 
+@pytest.mark.parametrize("kernel", kernels())
+def test_a_walk_keeps_the_keys_not_below_a_score_in_their_order(kernel):
+    rng = np.random.default_rng(0)
+    _ra.force_kernel(kernel)
+    try:
+        for count in range(1, 50):
+            ids = rng.permutation(1000)[None, :count].astype(np.int32)
+            scores = rng.standard_normal((1, count)).astype(np.float32)
+            scores[0, rng.integers(count)] = rng.choice([np.nan, np.inf, -np.inf, 0.25])
+            for least in (-np.inf, -0.5, 0.25, 9.0):
+                assert _ra.keep_good(ids, scores, least) == ids[~(scores < least)].tolist()
+    finally:
+        _ra.force_kernel("")
+
+
 def test_walks_together_are_walks_alone(index):
     together = index.search(TEST[:23], 10, ef=20)
     for i in range(23):

@@ -1,4 +1,4 @@
-// The inner loop over codes (codes.hpp), in several instruction sets, chosen at run time as kernels.hpp does.
+// The inner loops of a walk by codes (codes.hpp), in several instruction sets, chosen at run time as kernels.hpp does.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,14 @@ struct CodeKernels {
   // for a factor and an addend that are the same for all keys. Prefetches the codes.
   void (*score)(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
                 const int32_t* ids, size_t count, float* scores);
+  // Copies the keys whose scores are not below `least`, in their order; returns how many they are.
+  size_t (*keep_good)(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,
+                      float* good_scores);
 };
+
+const CodeKernels* codes_avx512vnni();  // null where the compiler's target has no such instructions
+const CodeKernels* codes_avx2();
+const CodeKernels* codes_plain();
 
 // Those of the instruction set that kernels() names, or the nearest below it that there is.
 const CodeKernels& code_kernels();

@@ -9,10 +9,6 @@
 
 namespace ra_bench {
 
-const CodeKernels* codes_avx512vnni();  // null where the compiler's target has no such instructions
-const CodeKernels* codes_avx2();
-const CodeKernels* codes_plain();
-
 const CodeKernels& code_kernels() {
   const std::string best = kernels().name;
   if (best == "avx512" && codes_avx512vnni() && codes_avx512vnni()->supported()) return *codes_avx512vnni();

@@ -55,7 +55,7 @@ bool supported() {
 }  // namespace
 
 const CodeKernels* codes_avx2() {
-  static const CodeKernels table = {"avx2", supported, score};
+  static const CodeKernels table = {"avx2", supported, score, codes_plain()->keep_good};
   return &table;
 }
 

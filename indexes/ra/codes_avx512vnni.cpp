@@ -46,14 +46,15 @@ void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const 
     // A last block of fewer keys repeats its last one: cheaper than a second loop.
     const size_t last = count - 1;
     __m256i sums[kTogether];
-    alignas(32) int32_t step_numbers[kTogether];
+    float step_of[kTogether];
     for (size_t r = 0; r < kTogether; ++r) {
       const uint8_t* row = rows + static_cast<size_t>(ids[i + r < last ? i + r : last]) * stride;
       sums[r] = _mm256_setzero_si256();
       for (size_t c = 0; c < stride; c += kChunkBytes) sums[r] = add_chunk(sums[r], row + c, levels + 2 * c);
-      step_numbers[r] = row[stride - 1];
+      step_of[r] = steps[row[stride - 1]];
     }
-    const __m256 step = _mm256_i32gather_ps(steps, _mm256_load_si256(reinterpret_cast<__m256i*>(step_numbers)), 4);
+    // Put together in registers: a load of eight numbers that were stored one by one waits for all of them.
+    const __m256 step = _mm256_setr_ps(step_of[0], step_of[1], step_of[2], step_of[3], step_of[4], step_of[5], step_of[6], step_of[7]);
     const __m256 eight =
         _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(sum_lanes(sums)), _mm256_set1_ps(middle)));
     if (i + kTogether <= count) _mm256_storeu_ps(scores + i, eight);
@@ -70,6 +71,24 @@ void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t*
   }
 }
 
+size_t keep_good(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,
+                 float* good_scores) {
+  size_t good = 0;
+  for (size_t i = 0; i < count; i += 16) {
+    const auto there = static_cast<__mmask16>(count - i < 16 ? (1u << (count - i)) - 1 : 0xffffu);
+    const __m512 some = _mm512_maskz_loadu_ps(there, scores + i);
+    const __m512i whose = _mm512_maskz_loadu_epi32(there, ids + i);
+    const __mmask16 keep = _mm512_mask_cmp_ps_mask(there, some, _mm512_set1_ps(least), _CMP_NLT_UQ);
+    const auto kept = static_cast<unsigned>(__builtin_popcount(keep));
+    // Compressed in a register: storing while compressing is slow on Zen 4.
+    const auto first = static_cast<__mmask16>((1u << kept) - 1);
+    _mm512_mask_storeu_ps(good_scores + good, first, _mm512_maskz_compress_ps(keep, some));
+    _mm512_mask_storeu_epi32(good_ids + good, first, _mm512_maskz_compress_epi32(keep, whose));
+    good += kept;
+  }
+  return good;
+}
+
 bool supported() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -79,7 +98,7 @@ bool supported() {
 }  // namespace
 
 const CodeKernels* codes_avx512vnni() {
-  static const CodeKernels table = {"avx512vnni", supported, score};
+  static const CodeKernels table = {"avx512vnni", supported, score, keep_good};
   return &table;
 }
 

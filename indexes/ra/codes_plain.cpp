@@ -15,12 +15,25 @@ void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t*
   }
 }
 
+// No branch depends on a score.
+size_t keep_good(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,
+                 float* good_scores) {
+  size_t good = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const float score = scores[i];
+    good_ids[good] = ids[i];
+    good_scores[good] = score;
+    good += !(score < least);
+  }
+  return good;
+}
+
 bool always() { return true; }
 
 }  // namespace
 
 const CodeKernels* codes_plain() {
-  static const CodeKernels table = {"plain", always, score};
+  static const CodeKernels table = {"plain", always, score, keep_good};
   return &table;
 }
 

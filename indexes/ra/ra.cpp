@@ -226,6 +226,17 @@ nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps
   return out;
 }
 
+// For tests: which of some keys a walk keeps.
+std::vector<int32_t> keep_good(const Array& ids, const Array& scores, float least) {
+  const Matrix<int32_t> keys("ids", ids);
+  const Matrix<float> of_keys("scores", scores);
+  if (keys.m != 1 || of_keys.m != 1 || of_keys.columns != keys.columns) refuse("ids and scores must be (1, count)");
+  std::vector<int32_t> good(keys.columns);
+  std::vector<float> good_scores(keys.columns);
+  good.resize(code_kernels().keep_good(least, keys.columns, keys.data, of_keys.data, good.data(), good_scores.data()));
+  return good;
+}
+
 nb::ndarray<nb::numpy> copied_halves(const uint16_t* from, size_t rows, size_t columns) {
   auto* data = new uint16_t[std::max<size_t>(rows * columns, 1)];
   std::copy(from, from + rows * columns, data);
@@ -365,6 +376,7 @@ NB_MODULE(_ra, m) {
         "expanded,\nscored by their rows, and attended, each (H, G) int64.");
   m.def("score_codes", &score_codes, "codes"_a, "steps"_a, "levels"_a, "middle"_a, "ids"_a,
         "For tests: what the codes ids (1, m) score for a query of levels (1, 2 * bytes) int32.");
+  m.def("keep_good", keep_good, "ids"_a, "scores"_a, "least"_a);
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "For tests: the ids that pruning keeps.");
   m.def("force_kernel", &force_kernels, "name"_a,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 namespace ra_bench {
@@ -13,14 +14,14 @@ constexpr size_t kTogether = 8;
 // The lowest bucket that still holds one of the best `wanted` keys; rises as better ones come.
 struct Bound {
   size_t wanted;
-  size_t bucket = 0;
+  int32_t bucket = 0;
   size_t above = 0;  // keys in buckets from `bucket` on
 
   // Keys have come to the buckets (count of them), and `held` counts them already.
   void count(const int32_t* buckets, size_t count, const uint32_t* held) {
-    size_t added = 0;
-    for (size_t i = 0; i < count; ++i) added += static_cast<size_t>(buckets[i]) >= bucket;
-    above += added;
+    int32_t added = 0;
+    for (size_t i = 0; i < count; ++i) added += buckets[i] >= bucket;
+    above += static_cast<size_t>(added);
     while (above - held[bucket] >= wanted) above -= held[bucket++];
   }
 };
@@ -40,6 +41,26 @@ struct Scale {
     const float place = (score - low) * per_unit;
     return static_cast<int32_t>(std::min(std::max(0.0f, place), static_cast<float>(kBuckets - 1)));
   }
+
+  // Scores below it belong to buckets below, but for rounding.
+  float least(int32_t bucket) const {
+    return bucket ? low + static_cast<float>(bucket) / per_unit : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// The keys that one walk has met, in an array that others share. Bytes, not bits: no shift for each link.
+struct Visited {
+  uint8_t* of_key;
+  uint8_t mine;
+
+  Visited of(size_t walk) const { return {of_key, static_cast<uint8_t>(1u << walk)}; }
+
+  // Whether this is the walk's first time there.
+  bool enter(int32_t id) {
+    const uint8_t walks = of_key[id];
+    of_key[id] = walks | mine;
+    return !(walks & mine);
+  }
 };
 
 void make_room(size_t fresh, Walk& walk) {
@@ -49,7 +70,6 @@ void make_room(size_t fresh, Walk& walk) {
 }
 
 void reset(const Graph& graph, size_t num_starts, Walk& walk) {
-  walk.visited.assign((graph.n + 63) / 64, 0);
   const size_t most = std::max(kTogether * graph.degree, num_starts) + 1;
   if (walk.buckets.size() < most) walk.buckets.resize(most);
   make_room(most, walk);
@@ -66,24 +86,15 @@ class Queue {
       : walk_(walk), scale_(scale), keep_{std::max(ef, best)}, expand_{ef}, best_{best} {}
 
   // Takes in the fresh keys that are good enough.
-  void push(size_t count) {
+  void push(const CodeKernels& kernels, size_t count) {
     if (walk_.ids.size() < walk_.size + count) grow(count);
+    float* scores = walk_.scores.data() + walk_.size;
+    const size_t good = kernels.keep_good(scale_.least(keep_.bucket), count, walk_.fresh.data(), walk_.fresh_scores.data(),
+                                          walk_.ids.data() + walk_.size, scores);
     int32_t* buckets = walk_.buckets.data();
-    const float* scores = walk_.fresh_scores.data();
-    for (size_t i = 0; i < count; ++i) buckets[i] = scale_.bucket(scores[i]);
-    size_t good = 0;  // of those that are good enough, with their buckets; no branch depends on a score
-    int32_t* ids = walk_.ids.data() + walk_.size;
-    float* good_scores = walk_.scores.data() + walk_.size;
-    const auto least = static_cast<int32_t>(keep_.bucket);
-    for (size_t i = 0; i < count; ++i) {
-      const int32_t b = buckets[i];
-      ids[good] = walk_.fresh[i];
-      good_scores[good] = scores[i];
-      buckets[good] = b;
-      good += b >= least;
-    }
+    for (size_t i = 0; i < good; ++i) buckets[i] = scale_.bucket(scores[i]);
     for (size_t i = 0; i < good; ++i) {
-      const auto b = static_cast<size_t>(buckets[i]);
+      const int32_t b = buckets[i];
       walk_.next[walk_.size + i] = walk_.waiting[b];
       walk_.waiting[b] = static_cast<int32_t>(walk_.size + i);
       ++walk_.held[b];
@@ -109,16 +120,16 @@ class Queue {
 
   // Fetches the links of the keys that are likely next.
   void look_ahead(const Graph& graph) const {
-    size_t ahead = 0, b = top_;
-    for (size_t looked = 0; looked < 16 && ahead < kTogether && b >= expand_.bucket; ++looked) {
+    size_t ahead = 0;
+    const int32_t last = std::max(expand_.bucket, top_ - 15);
+    for (int32_t b = top_; ahead < kTogether && b >= last; --b) {
       for (int32_t e = walk_.waiting[b]; e >= 0 && ahead < kTogether; e = walk_.next[static_cast<size_t>(e)], ++ahead)
         prefetch_row(reinterpret_cast<const char*>(graph.row(static_cast<size_t>(walk_.ids[static_cast<size_t>(e)]))),
                      graph.degree * 4);
-      if (!b--) break;
     }
   }
 
-  size_t worst_of_best() const { return best_.bucket; }
+  int32_t worst_of_best() const { return best_.bucket; }
   int32_t bucket_of(float score) const { return scale_.bucket(score); }
 
  private:
@@ -132,15 +143,15 @@ class Queue {
   Walk& walk_;
   Scale scale_;
   Bound keep_, expand_, best_;
-  size_t top_ = 0;
+  int32_t top_ = 0;
 };
 
 // One walk, in steps that each end with asking for the memory that the next one reads.
 class Walker {
  public:
-  Walker(const Kernels& kernels, const Task& task, Walk& walk)
-      : kernels_(kernels), coded_(code_kernels()), task_(task), walk_(walk), queue_(start()) {
-    queue_.push(count_);
+  Walker(const Kernels& kernels, const Task& task, Walk& walk, Visited visited)
+      : visited_(visited), kernels_(kernels), coded_(code_kernels()), task_(task), walk_(walk), queue_(start()) {
+    queue_.push(coded_, count_);
   }
 
   // Chooses the keys that are expanded next; false where none is left.
@@ -158,26 +169,28 @@ class Walker {
   void gather() {
     const Graph& graph = this->graph();
     int32_t* fresh = walk_.fresh.data();
-    uint64_t* visited = walk_.visited.data();
-    count_ = 0;
+    Visited visited = visited_;  // copies: for all the compiler knows, `fresh` may write into this object
+    const uint8_t* codes = codes_;
+    const size_t stride = codes_bytes_, degree = graph.degree;
+    size_t count = 0;
     for (size_t i = 0; i < chosen_; ++i) {
       const int32_t* to = graph.row(static_cast<size_t>(together_[i]));
-      for (size_t j = 0; j < graph.degree && to[j] >= 0; ++j) {
-        uint64_t& word = visited[to[j] >> 6];
-        const uint64_t bit = uint64_t{1} << (to[j] & 63);
-        if (codes_bytes_) prefetch_second_level(codes_ + static_cast<size_t>(to[j]) * codes_bytes_);
-        fresh[count_] = to[j];
-        count_ += !(word & bit);
-        word |= bit;
+      for (size_t j = 0; j < degree; ++j) {
+        const int32_t id = to[j];
+        if (id < 0) break;
+        if (stride) prefetch_second_level(codes + static_cast<size_t>(id) * stride);
+        fresh[count] = id;
+        count += visited.enter(id);
       }
     }
+    count_ = count;
     queue_.look_ahead(graph);
   }
 
   void score_and_push() {
     if (!count_) return;
     score(count_);
-    queue_.push(count_);
+    queue_.push(coded_, count_);
   }
 
   // The best, by their rows, into the task's ids.
@@ -204,7 +217,7 @@ class Walker {
     count_ = walk_.starts.size();
     for (size_t i = 0; i < count_; ++i) {
       walk_.fresh[i] = walk_.starts[i];
-      walk_.visited[static_cast<size_t>(walk_.starts[i]) >> 6] |= uint64_t{1} << (walk_.starts[i] & 63);
+      visited_.enter(walk_.starts[i]);
     }
     score(count_);
     const size_t best = codes.empty() ? std::max<size_t>(task_.effort.k, 1) : task_.effort.reranked(graph().n);
@@ -223,10 +236,15 @@ class Walker {
 
   // The keys that are among the best, and some as good as the last of them.
   void take_best() {
-    walk_.best.clear();
-    const int32_t least = static_cast<int32_t>(queue_.worst_of_best());
-    for (size_t i = 0; i < walk_.size; ++i)
-      if (queue_.bucket_of(walk_.scores[i]) >= least) walk_.best.push_back({walk_.scores[i], walk_.ids[i]});
+    walk_.best.resize(walk_.size);
+    Candidate* best = walk_.best.data();
+    const int32_t least = queue_.worst_of_best();
+    size_t found = 0;
+    for (size_t i = 0; i < walk_.size; ++i) {  // no branch depends on a score
+      best[found] = {walk_.scores[i], walk_.ids[i]};
+      found += queue_.bucket_of(walk_.scores[i]) >= least;
+    }
+    walk_.best.resize(found);
   }
 
   // Scores them by their rows in place of their codes.
@@ -238,6 +256,7 @@ class Walker {
     for (size_t i = 0; i < count; ++i) walk_.best[i].near = walk_.fresh_scores[i];
   }
 
+  Visited visited_;
   const Kernels& kernels_;
   const CodeKernels& coded_;
   const Task& task_;
@@ -254,7 +273,11 @@ class Walker {
 void walk_graphs(const Kernels& kernels, const Task* tasks, size_t count, Walk* walks) {
   std::optional<Walker> walkers[kWalksTogether];
   Walker* active[kWalksTogether];
-  for (size_t i = 0; i < count; ++i) active[i] = &walkers[i].emplace(kernels, tasks[i], walks[i]);
+  size_t most_keys = 0;
+  for (size_t i = 0; i < count; ++i) most_keys = std::max(most_keys, tasks[i].graph->n);
+  walks[0].visited.assign(most_keys, 0);
+  const Visited visited{walks[0].visited.data(), 1};
+  for (size_t i = 0; i < count; ++i) active[i] = &walkers[i].emplace(kernels, tasks[i], walks[i], visited.of(i));
   for (size_t left = count; left;) {
     size_t going = 0;
     for (size_t i = 0; i < left; ++i)

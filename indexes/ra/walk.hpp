@@ -25,7 +25,7 @@ constexpr size_t kBuckets = 1024;
 
 // Working space of one thread, kept between searches; and what the last one did.
 struct Walk {
-  std::vector<uint64_t> visited;        // one bit a key
+  std::vector<uint8_t> visited;         // a byte a key with a bit a walk: the first walk's serves all that go in turn
   std::vector<int32_t> fresh, buckets;  // keys not visited before, and where their scores belong
   std::vector<float> fresh_scores;
   std::vector<int32_t> ids, next;       // (size): keys that were good enough; the next one of its bucket
@@ -51,7 +51,7 @@ struct Task {
   int32_t* ids;
 };
 
-constexpr size_t kWalksTogether = 4;
+constexpr size_t kWalksTogether = 4;  // at most the bits of a byte of `visited`
 
 // Walks for `count` (at most kWalksTogether) tasks in turn, so that one waits for memory while the others work.
 // What walk i did is left in walks[i].
