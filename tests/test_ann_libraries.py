@@ -82,7 +82,7 @@ class TestScann:
         loaded = registry.load(tmp_path)
         assert loaded.nbytes == index.nbytes
         loaded.insert(KEYS[:50] + 3, VALUES[:50])
-        # All leaves, many exact scores: what the library's own random start leaves to chance is not asked for.
+        # All leaves, many exact scores: the library's tree starts at random, and a few may miss a key.
         assert loaded.search(30 * (KEYS[:50] + 3), 1, nprobe=10**6, rerank=200).ids[:, 0].min() >= N
 
     def test_fill_is_not_taken_for_key_0(self):
