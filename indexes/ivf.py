@@ -46,11 +46,14 @@ class Ivf(Index):
     requires: ClassVar[tuple[str, ...]] = ("faiss",)
 
     nlist: int = 0  # number of cells, the paper's k'; 0 means 4 * sqrt(n)
+    iterations: int = 10  # of k-means; 5 halve the build and read 1 to 2 % more keys at a recall of .95
     codes: Literal["keys", "float16", "float32"] = "keys"  # the type of the lists; "keys": as the keys are
 
     def __post_init__(self) -> None:
         if self.nlist < 0:
             raise ValueError(f"nlist must be at least 0, got {self.nlist}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     def build(
         self,
@@ -72,7 +75,9 @@ class Ivf(Index):
             self._index = faiss.IndexIVFScalarQuantizer(self._quantizer, width, nlist, half, metric, False)
         else:
             self._index = faiss.IndexIVFFlat(self._quantizer, width, nlist, metric)
-        train_lists(self._index, padded(self.keys, width), self.seed, self.threads)
+        train_lists(
+            self._index, padded(self.keys, width), self.seed, self.threads, iterations=self.iterations
+        )
         self._ready()
 
     def _ready(self) -> None:

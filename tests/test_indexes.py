@@ -91,6 +91,14 @@ class TestIvf:
         index = built(spec)
         assert overlap(TRUTH, index.search(QUERIES, K, nprobe=10**6).ids) > 0.99
 
+    def test_more_iterations_bring_the_centroids_nearer_to_the_keys(self):
+        def distance(iterations: int) -> float:
+            index = built(f"ivf:nlist=40:iterations={iterations}", rows(N, 16))
+            centroids = index._quantizer.reconstruct_n(0, 40)
+            return ((index.keys[:, None] - centroids[None]) ** 2).sum(axis=2).min(axis=1).mean()
+
+        assert distance(10) < distance(3) < distance(1)
+
     def test_more_lists_than_keys_are_as_many_as_keys(self):
         index = built("ivf:nlist=100000", KEYS[:50])
         assert index._index.nlist == 50
@@ -260,7 +268,15 @@ def test_faiss_runs_with_the_threads_of_the_index(name: str):
 
 
 @pytest.mark.parametrize(
-    "spec", ["ivf:nlist=-1", "ivfpq:dims=0", "nsg:degree=0", "nsg:build_ef=0", "hnsw:ef_construction=0"]
+    "spec",
+    [
+        "ivf:nlist=-1",
+        "ivf:iterations=0",
+        "ivfpq:dims=0",
+        "nsg:degree=0",
+        "nsg:build_ef=0",
+        "hnsw:ef_construction=0",
+    ],
 )
 def test_impossible_settings_are_refused(spec: str):
     with pytest.raises(registry.UsageError, match="must be at least"):
