@@ -178,9 +178,11 @@ class Ra(Index):
         return LaterWorks(len(heads), work)
 
     def effort_sweep(self, n: int, k: int) -> list[dict[str, Any]]:
-        """`ef` from half of k to 27 k, no more than n."""
+        """`ef` from half of k to 27 k, beyond a million keys to 60 k; no more than n."""
+        dear = (40, 60) if n > 1 << 20 else ()
         efforts = {
-            max(1, min(n, round(k * times))) for times in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 18, 27)
+            max(1, min(n, round(k * times)))
+            for times in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 18, 27, *dear)
         }
         return [{"ef": ef} for ef in sorted(efforts)]
 
