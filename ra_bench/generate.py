@@ -3,9 +3,9 @@
 A smoothed bootstrap of the real head, before its rotary embedding. Keys and values come in runs of
 consecutive real tokens, each run once before any comes again; a row is then moved by a difference of two
 others of its cluster, so that no row is a copy and clusters keep their shape. Queries are drawn in the
-same way, a token's G heads together. All are rotated to their new positions. Sinks and the last tokens
-stay where attention expects them: at the beginning, and just before the first decoded token. `Knobs` move
-what makes heads hard.
+same way, a token's G heads together. All are rotated to their new positions, by a rotation stretched as
+YaRN does where these are more than in the real head. Sinks and the last tokens stay where attention expects
+them: at the beginning, and just before the first decoded token. `Knobs` move what makes heads hard.
 
 Rows are made in blocks and written at once: memory is that of the real head, whatever the length.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from ra_bench.data import DataSource
 from ra_bench.errors import UsageError
+from ra_bench.head import Rope
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
 from ra_bench.vectors import DataSet, HeadMetadata, HeadName, HeadVectors
 from ra_bench.writer import DumpWriter
@@ -29,6 +30,7 @@ JITTER = 0.35  # of the difference of two rows of a cluster
 ROWS_A_CLUSTER = 48
 BLOCK_TOKENS = 1 << 16
 TAIL_SHARE = 0.05  # of the keys' variance lies in the directions that `ood` stretches queries along
+FEW_TURNS, MANY_TURNS = 1, 32  # YaRN's alpha and beta
 _FIT_ROUNDS, _FIT_ROWS = 5, 64  # of k-means, and rows a cluster that it is fitted to
 
 
@@ -133,6 +135,7 @@ class _Model:
         if self.prefilled < SINK_TOKENS + RECENT_TOKENS + 16 * RUN_TOKENS:
             raise UsageError(f"--like: {head.name} is too short to learn from: {self.prefilled} tokens")
         self.rope = head.about.rope
+        self.new_rope = self.rope and _stretched(self.rope, request.tokens / self.prefilled, self.prefilled)
         keys = self._turned_back(head.keys, head.key_positions)
         self.norm = float(np.exp(np.log(np.linalg.norm(keys, axis=1).clip(1e-6)).mean()))
         self.mean = keys.mean(axis=0)
@@ -158,6 +161,7 @@ class _Model:
             model=f"generated, like {real.model}",
             context_tokens=self.request.tokens,
             token_hash="",
+            rope=self.new_rope,
             prompt=f"generated, seed {self.request.seed}, like {self.head.name} of {real.model}",
         )
 
@@ -224,8 +228,9 @@ class _Model:
         return rows.reshape(-1, self.group * self.dim)
 
     def _turned(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        turns = self.rope is not None and self.rope.stage == "post"
-        return self.rope.apply(rows, positions) if turns and self.rope else np.asarray(rows, np.float32)
+        rope = self.new_rope
+        turns = rope is not None and rope.stage == "post"
+        return rope.apply(rows, positions) if turns and rope else np.asarray(rows, np.float32)
 
     def _turned_back(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         turns = self.rope is not None and self.rope.stage == "post"
@@ -286,6 +291,20 @@ def _tail_directions(keys: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(np.cov(keys.astype(np.float64), rowvar=False))
     few = max(1, int(np.searchsorted(np.cumsum(values) / values.sum(), TAIL_SHARE)))
     return vectors[:, :few].astype(np.float32)
+
+
+def _stretched(rope: Rope, factor: float, tokens: int) -> Rope:
+    """The rotation of a model whose context is `factor` times as long, by YaRN (arXiv 2309.00071, 3.2).
+
+    Pairs that turn less than once in the real head's `tokens` turn as far in the longer one, pairs that turn
+    often go on as they do. Without it distant positions meet angles that no real query has met: at 128 times
+    the sample's length queries are no longer apart from the keys, and a few dozen keys hold all attention.
+    """
+    if factor <= 1:
+        return rope
+    turns = tokens * rope.inverse_frequencies / (2 * np.pi)
+    kept = np.clip((turns - FEW_TURNS) / (MANY_TURNS - FEW_TURNS), 0, 1)
+    return replace(rope, inverse_frequencies=rope.inverse_frequencies * (kept + (1 - kept) / factor))
 
 
 def _shuffled_epochs(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:

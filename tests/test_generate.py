@@ -56,6 +56,14 @@ def test_a_generated_heads_difficulty_is_that_of_the_real_one_within_the_bounds(
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=bound), name
 
 
+def test_a_longer_head_s_queries_are_as_far_from_its_keys(real, tmp_path):
+    wanted = measured(real)
+    found = measured(generate(real, real.heads, tmp_path / "g", Request(4 * TOKENS, 146, 2048)))
+    assert found.mahalanobis_queries == pytest.approx(wanted.mahalanobis_queries, rel=0.15)
+    assert found.mahalanobis_keys == pytest.approx(wanted.mahalanobis_keys, rel=0.05)
+    assert found.effective_keys > wanted.effective_keys
+
+
 def test_a_generated_head_is_no_copy_and_has_the_real_ones_sinks_groups_and_rotation(real, made):
     wanted, found = real.load(real.heads[0]), made.load(made.heads[0])
 

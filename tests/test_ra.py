@@ -534,4 +534,5 @@ def test_the_sweep_goes_from_cheap_to_dear():
     assert 8 <= len(efforts) <= 12
     assert create("ra").effort_sweep(30, 100) == [{"ef": 30}]
     longer = create("ra").effort_sweep(4 * 10**6, 100)
-    assert len(longer) > len(efforts) and longer[-1] == {"ef": 6000}
+    assert len(longer) > len(efforts)
+    assert longer[-1] == {"ef": 6000}
