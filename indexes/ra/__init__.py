@@ -139,7 +139,7 @@ class Ra(Index):
         ids, *counts = _ra.search(
             self._graphs, self.keys, np.asarray(queries, np.float32), k=k, ef=ef, threads=self.threads
         )
-        return Found(ids, self._search_work(*counts))
+        return Found(ids, Work(*counts))
 
     @classmethod
     def attend_layer(
@@ -172,7 +172,7 @@ class Ra(Index):
         )
 
         def work(h: int) -> Work:
-            searched = heads[h]._search_work(*(of_heads[h] for of_heads in counts))
+            searched = Work(*(of_heads[h] for of_heads in counts))
             return gathered_work(searched, attended[h], heads[h].keys, values[h])
 
         return LaterWorks(len(heads), work)
@@ -296,14 +296,6 @@ class Ra(Index):
         """Which of so many learn queries stay: evenly spaced ones."""
         count = min(self.kept_queries, len(self.keys) // KEYS_PER_KEPT_QUERY, learn)
         return np.arange(count) * learn // max(1, count)
-
-    def _search_work(self, scored: np.ndarray, expanded: np.ndarray, exact: np.ndarray) -> Work:
-        """The work of searches that scored, expanded and scored by their rows so many keys, each (m,)."""
-        graph = self._graphs[0]
-        row_bytes = self.keys.shape[1] * self.keys.itemsize
-        links = expanded * (self.degree * 4)
-        read = scored * graph.code_bytes + exact * row_bytes + links + graph.start_bytes
-        return Work(keys_read=scored, exact=exact, bytes_read=read)
 
 
 def _checked_effort(k: int | None, ef: int = 0) -> tuple[int, int]:

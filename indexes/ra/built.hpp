@@ -23,6 +23,9 @@ struct Built {
   Codes codes;
   std::optional<Array> mapped, mapped_codes;  // keep `graph.links` and `codes.rows` alive where they are files
 
+  // What every search reads to find its starts.
+  size_t start_bytes() const { return graph.centroids.size() * 4 + graph.seeds_each * 4; }
+
   Geometry geometry(const Rows& keys) const { return {keys, radius > 0 ? extra.data() : nullptr, &codes}; }
 
   void lift(const Rows& keys) {  // the extra coordinates of keys that lack them

@@ -82,7 +82,8 @@ void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int th
       if (step > most / kSpread) least = std::min(least, step);
     if (most <= 0) least = most = 1.0f;
     const double ratio = std::log(static_cast<double>(most) * kRoom / least) / (kSteps - 1);
-    for (size_t s = 0; s < kSteps; ++s) steps.push_back(static_cast<float>(least * std::exp(ratio * static_cast<double>(s))));
+    for (size_t s = 0; s < kSteps; ++s)
+      steps.push_back(static_cast<float>(least * std::exp(ratio * static_cast<double>(s))));
   }
   const double per_step = (kSteps - 1) / std::log(static_cast<double>(steps.back()) / steps.front());
   for (size_t i = 0; i < step_of.size(); ++i) {

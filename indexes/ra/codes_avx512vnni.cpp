@@ -54,7 +54,8 @@ void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const 
       step_of[r] = steps[row[stride - 1]];
     }
     // Put together in registers: a load of eight numbers that were stored one by one waits for all of them.
-    const __m256 step = _mm256_setr_ps(step_of[0], step_of[1], step_of[2], step_of[3], step_of[4], step_of[5], step_of[6], step_of[7]);
+    const __m256 step = _mm256_setr_ps(step_of[0], step_of[1], step_of[2], step_of[3], step_of[4], step_of[5],
+                                       step_of[6], step_of[7]);
     const __m256 eight =
         _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(sum_lanes(sums)), _mm256_set1_ps(middle)));
     if (i + kTogether <= count) _mm256_storeu_ps(scores + i, eight);

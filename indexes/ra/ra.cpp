@@ -20,8 +20,9 @@
 namespace ra_bench {
 namespace {
 
-Built* build(const Array& keys, const Array& shape, const Array& queries, const Array& neighbors, const Array& key_neighbors, const Array& sample,
-             const Array& sample_ids, const Array& to_key, const Array& to_query, const Array& offset, float shape_radius, float radius, size_t degree,
+Built* build(const Array& keys, const Array& shape, const Array& queries, const Array& neighbors,
+             const Array& key_neighbors, const Array& sample, const Array& sample_ids, const Array& to_key,
+             const Array& to_query, const Array& offset, float shape_radius, float radius, size_t degree,
              size_t query_degree, size_t pivots, size_t lists, size_t candidates, size_t beam,
              size_t num_centroids, size_t seeds_each, uint64_t seed, int threads) {
   const Rows rows = rows_of("keys", keys), shape_rows = rows_of("shape", shape);
@@ -91,15 +92,18 @@ struct HeadGraphs {
     return {&keys, &built.graph, &built.codes, query, effort, ids};
   }
 
+  // What a walk read of codes, links, and rows.
+  int64_t bytes_read(size_t g, const Walk& walk) const {
+    const Built& built = *graphs[g % graphs.size()];
+    return walk.dots * static_cast<int64_t>(built.codes.stride) + walk.exact * static_cast<int64_t>(keys.row_bytes()) +
+           walk.expansions * static_cast<int64_t>(built.graph.degree * 4) + static_cast<int64_t>(built.start_bytes());
+  }
+
   const std::vector<Built*>& graphs;
   Rows keys;
 };
 
-struct Counts {
-  int64_t dots, expansions, exact;
-};
-
-// Walks for the queries [begin, end), `task_of(i)` each, and shows `done(i, counts)` what came of them.
+// Walks for the queries [begin, end), `task_of(i)` each, and shows `done(i, walk)` what came of them.
 template <class TaskOf, class Done>
 void search_queries(const Kernels& table, size_t begin, size_t end, const TaskOf& task_of, const Done& done) {
   thread_local Walk walks[kWalksTogether];  // kept from call to call
@@ -108,7 +112,7 @@ void search_queries(const Kernels& table, size_t begin, size_t end, const TaskOf
     const size_t count = std::min(kWalksTogether, end - first);
     for (size_t i = 0; i < count; ++i) tasks[i] = task_of(first + i);
     walk_graphs(table, tasks, count, walks);
-    for (size_t i = 0; i < count; ++i) done(first + i, Counts{walks[i].dots, walks[i].expansions, walks[i].exact});
+    for (size_t i = 0; i < count; ++i) done(first + i, walks[i]);
   }
 }
 
@@ -128,26 +132,28 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
     refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
            std::to_string(asked.columns));
   int32_t* ids;
-  int64_t *dots, *expansions, *exact;
+  int64_t *read, *exact, *bytes;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);
-  auto dots_array = new_array<int64_t>(dots, asked.m);
-  auto expansions_array = new_array<int64_t>(expansions, asked.m);
+  auto read_array = new_array<int64_t>(read, asked.m);
   auto exact_array = new_array<int64_t>(exact, asked.m);
+  auto bytes_array = new_array<int64_t>(bytes, asked.m);
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
     const auto count = static_cast<int64_t>(asked.m);
     parallel_for(threads, count, together(count, threads), [&](int64_t begin, int64_t end, int) {
-      const auto task_of = [&](size_t i) { return head.task(i, asked.row(i), {k, std::max<size_t>(ef, 1)}, ids + i * k); };
+      const auto task_of = [&](size_t i) {
+        return head.task(i, asked.row(i), {k, std::max<size_t>(ef, 1)}, ids + i * k);
+      };
       search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
-                     [&](size_t i, const Counts& counts) {
-                       dots[i] = counts.dots;
-                       expansions[i] = counts.expansions;
-                       exact[i] = counts.exact;
+                     [&](size_t i, const Walk& walk) {
+                       read[i] = walk.dots;
+                       exact[i] = walk.exact;
+                       bytes[i] = head.bytes_read(i, walk);
                      });
     });
   }
-  return nb::make_tuple(ids_array, dots_array, expansions_array, exact_array);
+  return nb::make_tuple(ids_array, read_array, exact_array, bytes_array);
 }
 
 nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std::vector<Array>& keys,
@@ -165,10 +171,10 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
     value_rows.push_back(rows_of("values", values[h]));
     layer.check_head(heads[h].keys, value_rows[h]);
   }
-  int64_t *dots, *expansions, *exact, *attended;
-  auto dots_array = new_array<int64_t>(dots, layer.heads, layer.m);
-  auto expansions_array = new_array<int64_t>(expansions, layer.heads, layer.m);
+  int64_t *read, *exact, *bytes, *attended;
+  auto read_array = new_array<int64_t>(read, layer.heads, layer.m);
   auto exact_array = new_array<int64_t>(exact, layer.heads, layer.m);
+  auto bytes_array = new_array<int64_t>(bytes, layer.heads, layer.m);
   auto attended_array = new_array<int64_t>(attended, layer.heads, layer.m);
   {
     nb::gil_scoped_release release;
@@ -185,18 +191,18 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
         return heads[h].task(i % layer.m, query_of(i), {k, std::max<size_t>(efs[h], 1)}, ids_of(i));
       };
       search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
-                     [&](size_t i, const Counts& counts) {
+                     [&](size_t i, const Walk& walk) {
                        const size_t h = i / layer.m;
-                       dots[i] = counts.dots;
-                       expansions[i] = counts.expansions;
-                       exact[i] = counts.exact;
+                       read[i] = walk.dots;
+                       exact[i] = walk.exact;
+                       bytes[i] = heads[h].bytes_read(i % layer.m, walk);
                        attended[i] = static_cast<int64_t>(attend_query(table, query_of(i), ids_of(i), k, heads[h].keys,
                                                                        value_rows[h], layer.output + i * layer.d,
                                                                        layer.lse + i));
                      });
     });
   }
-  return nb::make_tuple(dots_array, expansions_array, exact_array, attended_array);
+  return nb::make_tuple(read_array, exact_array, bytes_array, attended_array);
 }
 
 template <class T>
@@ -221,8 +227,8 @@ nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps
   const std::vector<int8_t> narrow(wide.data, wide.data + wide.columns);
   float* scores;
   auto out = new_array<float>(scores, chosen.columns);
-  code_kernels().score(static_cast<const uint8_t*>(codes.data()), stride, table.data, narrow.data(), middle, chosen.data,
-                       chosen.columns, scores);
+  code_kernels().score(static_cast<const uint8_t*>(codes.data()), stride, table.data, narrow.data(), middle,
+                       chosen.data, chosen.columns, scores);
   return out;
 }
 
@@ -336,7 +342,7 @@ NB_MODULE(_ra, m) {
                             b.codes.nbytes(b.graph.n);
                    })
       .def_prop_ro(
-          "start_bytes", [](const Built& b) { return b.graph.centroids.size() * 4 + b.graph.seeds_each * 4; },
+          "start_bytes", [](const Built& b) { return b.start_bytes(); },
           "What choosing where a search starts reads.")
       .def_prop_ro(
           "is_aligned",
@@ -354,10 +360,9 @@ NB_MODULE(_ra, m) {
           "How many keys cannot be reached from the entry.")
       .def("insert", &insert, "keys"_a, "threads"_a,
            "Links the keys that follow those of the graph in `keys` (n, d).");
-  m.def("build", &build, "keys"_a, "shape"_a, "queries"_a, "neighbors"_a, "key_neighbors"_a, "sample"_a, "sample_ids"_a, "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(), "shape_radius"_a, "radius"_a,
-        "degree"_a,
-        "query_degree"_a, "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a,
-        "seed"_a, "threads"_a,
+  m.def("build", &build, "keys"_a, "shape"_a, "queries"_a, "neighbors"_a, "key_neighbors"_a, "sample"_a, "sample_ids"_a,
+        "to_key"_a, "to_query"_a, "offset"_a, nb::kw_only(), "shape_radius"_a, "radius"_a, "degree"_a, "query_degree"_a,
+        "pivots"_a, "lists"_a, "candidates"_a, "beam"_a, "num_centroids"_a, "seeds_each"_a, "seed"_a, "threads"_a,
         "The graph over keys (n, d) from learn queries (m, d) and their exact neighbours (m, N) int32; the nearest\n"
         "keys of each key (n, N) int32, or (0, 0) to search for them. `shape` (n, any) are the keys as pruning sees\n"
         "them, on a sphere of shape_radius: `keys` themselves, or in the coordinates of their codes.");
@@ -367,16 +372,16 @@ NB_MODULE(_ra, m) {
         "copy"_a, "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("most_kept", &most_kept, "d"_a, "How many dimensions a code of d dimensions can hold.");
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
-        "ids (m, k) int32 best first; keys scored, expanded, and scored by their rows, each (m,) int64. Query row r uses\n"
-        "graph r % G.");
+        "ids (m, k) int32 best first; keys read, those scored by their rows, and bytes read, each (m,) int64. Query\n"
+        "row r uses graph r % G.");
   m.def("attend_layer", &attend_layer, "graphs"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a,
         "efs"_a, "output"_a, "lse"_a, "threads"_a,
         "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
-        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys scored, "
-        "expanded,\nscored by their rows, and attended, each (H, G) int64.");
+        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys read,\n"
+        "those scored by their rows, bytes read, and keys attended, each (H, G) int64.");
   m.def("score_codes", &score_codes, "codes"_a, "steps"_a, "levels"_a, "middle"_a, "ids"_a,
         "For tests: what the codes ids (1, m) score for a query of levels (1, 2 * bytes) int32.");
-  m.def("keep_good", keep_good, "ids"_a, "scores"_a, "least"_a);
+  m.def("keep_good", &keep_good, "ids"_a, "scores"_a, "least"_a, "For tests: the keys that a walk keeps.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "For tests: the ids that pruning keeps.");
   m.def("force_kernel", &force_kernels, "name"_a,

@@ -81,7 +81,8 @@ Built* restore(const Array& links, const Array& kept, const Array& centroids, co
     refuse("steps must be (1, " + std::to_string(kSteps) + ")");
   built->codes.steps.assign(step_row.data, step_row.data + step_row.columns);
   for (size_t i = 1; i < step_row.columns; ++i)
-    if (!(step_row.data[i - 1] > 0 && step_row.data[i] >= step_row.data[i - 1])) refuse("steps must be positive and grow");
+    if (!(step_row.data[i - 1] > 0 && step_row.data[i] >= step_row.data[i - 1]))
+      refuse("steps must be positive and grow");
   built->codes.rows = static_cast<const uint8_t*>(codes.data());
   built->mapped_codes = codes;
   built->radius = radius;

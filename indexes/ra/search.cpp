@@ -76,7 +76,8 @@ inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, cons
     code_kernels().score(codes.rows, codes.stride, codes.steps.data(), target.code->levels.data(), target.code->middle,
                          beam.fresh.data(), count, beam.scores.data());
     for (size_t i = 0; i < count; ++i)
-      beam.scores[i] = beam.scores[i] * target.code->scale + target.extra * geometry.extra_of(static_cast<size_t>(beam.fresh[i]));
+      beam.scores[i] = beam.scores[i] * target.code->scale +
+                       target.extra * geometry.extra_of(static_cast<size_t>(beam.fresh[i]));
   } else {
     geometry.nearness(kernels, target.vector, target.extra, beam.fresh.data(), count, beam.scores.data());
   }

@@ -89,8 +89,8 @@ class Queue {
   void push(const CodeKernels& kernels, size_t count) {
     if (walk_.ids.size() < walk_.size + count) grow(count);
     float* scores = walk_.scores.data() + walk_.size;
-    const size_t good = kernels.keep_good(scale_.least(keep_.bucket), count, walk_.fresh.data(), walk_.fresh_scores.data(),
-                                          walk_.ids.data() + walk_.size, scores);
+    const size_t good = kernels.keep_good(scale_.least(keep_.bucket), count, walk_.fresh.data(),
+                                          walk_.fresh_scores.data(), walk_.ids.data() + walk_.size, scores);
     int32_t* buckets = walk_.buckets.data();
     for (size_t i = 0; i < good; ++i) buckets[i] = scale_.bucket(scores[i]);
     for (size_t i = 0; i < good; ++i) {
