@@ -141,7 +141,8 @@ def test_unknown_name_suggests_the_closest():
 
 def test_unknown_setting_suggests_the_closest():
     text = error_of("ivf:nprobes=3")
-    assert text == "unknown 'ivf' setting 'nprobes'. Did you mean 'nprobe'? Known: codes, iterations, nlist, nprobe."
+    known = "Known: codes, iterations, nlist, nprobe."
+    assert text == f"unknown 'ivf' setting 'nprobes'. Did you mean 'nprobe'? {known}"
 
 
 @pytest.mark.parametrize(
