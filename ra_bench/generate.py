@@ -228,13 +228,14 @@ class _Model:
         return rows.reshape(-1, self.group * self.dim)
 
     def _turned(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        rope = self.new_rope
-        turns = rope is not None and rope.stage == "post"
-        return rope.apply(rows, positions) if turns and rope else np.asarray(rows, np.float32)
+        if self.new_rope is None or self.new_rope.stage == "pre":
+            return np.asarray(rows, np.float32)
+        return self.new_rope.apply(rows, positions)
 
     def _turned_back(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        turns = self.rope is not None and self.rope.stage == "post"
-        return self.rope.undo(rows, positions) if turns and self.rope else np.asarray(rows, np.float32)
+        if self.rope is None or self.rope.stage == "pre":
+            return np.asarray(rows, np.float32)
+        return self.rope.undo(rows, positions)
 
 
 def _write(

@@ -86,15 +86,17 @@ struct HeadGraphs {
         refuse("keys must be those of the graph");
   }
 
+  const Built& of_query(size_t g) const { return *graphs[g % graphs.size()]; }
+
   // The search of query number g.
   Task task(size_t g, const float* query, const Effort& effort, int32_t* ids) const {
-    const Built& built = *graphs[g % graphs.size()];
+    const Built& built = of_query(g);
     return {&keys, &built.graph, &built.codes, query, effort, ids};
   }
 
-  // What a walk read of codes, links, and rows.
+  // What the walk of query number g read: codes, rows, links, and what it found its starts by.
   int64_t bytes_read(size_t g, const Walk& walk) const {
-    const Built& built = *graphs[g % graphs.size()];
+    const Built& built = of_query(g);
     return walk.dots * static_cast<int64_t>(built.codes.stride) + walk.exact * static_cast<int64_t>(keys.row_bytes()) +
            walk.expansions * static_cast<int64_t>(built.graph.degree * 4) + static_cast<int64_t>(built.start_bytes());
   }

@@ -51,9 +51,7 @@ struct Scale {
 // The keys that one walk has met, in an array that others share. Bytes, not bits: no shift for each link.
 struct Visited {
   uint8_t* of_key;
-  uint8_t mine;
-
-  Visited of(size_t walk) const { return {of_key, static_cast<uint8_t>(1u << walk)}; }
+  uint8_t mine;  // the walk's bit
 
   // Whether this is the walk's first time there.
   bool enter(int32_t id) {
@@ -276,8 +274,10 @@ void walk_graphs(const Kernels& kernels, const Task* tasks, size_t count, Walk* 
   size_t most_keys = 0;
   for (size_t i = 0; i < count; ++i) most_keys = std::max(most_keys, tasks[i].graph->n);
   walks[0].visited.assign(most_keys, 0);
-  const Visited visited{walks[0].visited.data(), 1};
-  for (size_t i = 0; i < count; ++i) active[i] = &walkers[i].emplace(kernels, tasks[i], walks[i], visited.of(i));
+  for (size_t i = 0; i < count; ++i) {
+    const Visited visited{walks[0].visited.data(), static_cast<uint8_t>(1u << i)};
+    active[i] = &walkers[i].emplace(kernels, tasks[i], walks[i], visited);
+  }
   for (size_t left = count; left;) {
     size_t going = 0;
     for (size_t i = 0; i < left; ++i)

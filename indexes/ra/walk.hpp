@@ -51,7 +51,8 @@ struct Task {
   int32_t* ids;
 };
 
-constexpr size_t kWalksTogether = 4;  // at most the bits of a byte of `visited`
+constexpr size_t kWalksTogether = 4;
+static_assert(kWalksTogether <= 8, "each has a bit of a byte of `visited`");
 
 // Walks for `count` (at most kWalksTogether) tasks in turn, so that one waits for memory while the others work.
 // What walk i did is left in walks[i].
