@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,25 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, message) -> Non
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "passive"), ("active", "active")])
+def test_threads_of_openmp_sleep_while_they_wait_unless_the_user_wants_them_awake(
+    given, wanted, monkeypatch
+) -> None:
+    """Before torch or faiss load, which read it then."""
+    from ra_bench import cli
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")  # undone at the end, whatever main does
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    seen = []
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+
+    with pytest.raises(SystemExit):
+        cli.main()
+
+    assert seen == [wanted]
 
 
 def test_compare_prints_rows_as_json_lines_on_stdout_and_progress_on_stderr(dump, tmp_path) -> None:
