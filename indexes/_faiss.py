@@ -54,7 +54,13 @@ def nprobe_sweep(nlist: int) -> list[int]:
 
 
 def train_lists(
-    index: Any, rows: np.ndarray, seed: int, threads: int, at_least: int = 1, iterations: int = 10
+    index: Any,
+    rows: np.ndarray,
+    seed: int,
+    threads: int,
+    at_least: int = 1,
+    iterations: int = 10,
+    on_device: bool = False,
 ) -> None:
     """Trains an empty faiss IVF `index` on `rows` and adds them: lists by L2, probes by inner product.
 
@@ -63,7 +69,7 @@ def train_lists(
     probed in the order of q·centroid find 3 to 15 % more of the true top 100 of attention keys at the same
     cost. Fewer than `at_least` rows are repeated for the training, a little moved: codebooks of equal rows
     make faiss divide by zero. Codebooks train on one thread: their loops are so short that on a busy machine
-    two threads took 46 s for what one does in 1 s.
+    two threads took 46 s for what one does in 1 s. `on_device`: k-means runs on the GPU, where there is one.
     """
     faiss = library()
     use_threads(threads)
@@ -75,11 +81,21 @@ def train_lists(
     if len(rows) < at_least:
         noise = np.random.default_rng(seed).standard_normal((at_least, rows.shape[1])).astype(np.float32)
         sample = np.resize(rows, noise.shape) + (1e-6 + 1e-2 * np.abs(rows).max()) * noise
-    index.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)  # the centroids
+    lists = None
+    if on_device:
+        from ra_bench.indexes._kmeans import kmeans
+
+        centroids, lists = kmeans(rows, index.nlist, iterations, seed)
+        index.quantizer.add(centroids)
+    else:
+        index.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)  # the centroids
     use_threads(1)
-    index.train(sample)
+    index.train(sample)  # what else there is to train
     use_threads(threads)
-    index.add(rows)
+    if lists is None:
+        index.add(rows)
+    else:
+        index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists))
 
 
 def add_to_lists(index: Any, quantizer: Any, rows: np.ndarray) -> None:

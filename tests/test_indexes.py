@@ -267,6 +267,18 @@ def test_faiss_runs_with_the_threads_of_the_index(name: str):
         assert faiss.omp_get_max_threads() == threads
 
 
+@pytest.mark.parametrize("name", ["ivf", "ivf:codes=float32"])
+def test_lists_trained_on_a_device_serve_as_faiss_s_own_do(name: str):
+    own, other = built(name, KEYS), built(f"{name}:trained_on=device", KEYS)
+
+    assert other._index.ntotal == len(KEYS)
+    assert (own._index.quantizer.reconstruct_n(0, 3) != other._index.quantizer.reconstruct_n(0, 3)).any()
+    recalls = [overlap(index.search(QUERIES, K, nprobe=4).ids, TRUTH) for index in (own, other)]
+    assert recalls[1] > recalls[0] - 0.05
+    everything = other._index.nlist
+    np.testing.assert_array_equal(other.search(QUERIES, K, nprobe=everything).ids, TRUTH)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
