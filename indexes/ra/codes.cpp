@@ -28,15 +28,19 @@ struct Encoder {
   std::vector<float> key, turned;
   std::vector<uint8_t> levels;
 
-  // The levels of key `id`; returns its step.
-  float run(const Kernels& kernels, const Codes& codes, const Rows& keys, size_t id) {
-    key.resize(codes.d);
-    turned.resize(codes.kept);
+  // The levels of key `id`, which is turned already or not; returns its step.
+  float run(const Kernels& kernels, const Codes& codes, const Rows& keys, bool is_turned, size_t id) {
+    key.resize(keys.d);
+    turned.resize(std::max(codes.kept, keys.d));
     levels.resize(codes.kept);
-    kernels.widen_row(keys, id, key.data());
-    kernels.dot(key.data(), {codes.to_key.data(), kFloat32, codes.kept, codes.d}, codes.every.data(), codes.kept,
-                turned.data());
-    for (size_t j = 0; j < codes.kept; ++j) turned[j] -= codes.offset[j];
+    if (is_turned) {
+      kernels.widen_row(keys, id, turned.data());
+    } else {
+      kernels.widen_row(keys, id, key.data());
+      kernels.dot(key.data(), {codes.to_key.data(), kFloat32, codes.kept, codes.d}, codes.every.data(), codes.kept,
+                  turned.data());
+      for (size_t j = 0; j < codes.kept; ++j) turned[j] -= codes.offset[j];
+    }
     return encode_four_bits(turned.data(), codes.kept, levels.data());
   }
 };
@@ -54,7 +58,7 @@ void Codes::set_transform(const float* key, const float* query, const float* mea
   std::iota(every.begin(), every.end(), 0);
 }
 
-void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int threads) {
+void Codes::encode(const Kernels& kernels, const Rows& keys, bool is_turned, size_t from, int threads) {
   if (empty()) return;
   owned.resize(keys.n * stride);
   rows = owned.data();
@@ -63,7 +67,7 @@ void Codes::encode(const Kernels& kernels, const Rows& keys, size_t from, int th
   parallel_for(threads, static_cast<int64_t>(keys.n - from), 256, [&](int64_t first, int64_t last, int worker) {
     Encoder& encoder = encoders[static_cast<size_t>(worker)];
     for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i) {
-      step_of[i] = encoder.run(kernels, *this, keys, from + i);
+      step_of[i] = encoder.run(kernels, *this, keys, is_turned, from + i);
       uint8_t* row = owned.data() + (from + i) * stride;
       std::fill(row, row + stride, uint8_t{0});
       for (size_t j = 0; j < kept; ++j) {

@@ -42,8 +42,9 @@ struct Codes {
   }
   // Takes the transforms (kept, d) and the offset (kept).
   void set_transform(const float* key, const float* query, const float* mean, size_t kept_dims, size_t dim);
-  // Encodes the keys [from, keys.n); with from = 0 it chooses the steps first.
-  void encode(const Kernels& kernels, const Rows& keys, size_t from, int threads);
+  // Encodes the keys [from, keys.n); with from = 0 it chooses the steps first. `is_turned`: the first `kept` of their
+  // numbers are the coordinates of the codes already.
+  void encode(const Kernels& kernels, const Rows& keys, bool is_turned, size_t from, int threads);
   void turn(const Kernels& kernels, const float* query, CodeQuery& out) const;
   // The same for a query whose coordinates (kept) are those of the codes already.
   void round(const float* turned, CodeQuery& out) const;

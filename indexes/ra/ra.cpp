@@ -48,9 +48,10 @@ Built* build(const Array& keys, const Array& shape, const Array& queries, const 
   built->lift(shape_rows);
   const Kernels& table = kernels();
   grow(built->graph, rows.n);
-  built->codes.encode(table, rows, 0, built->settings.threads);
+  const bool is_balanced = shape_rows.data != rows.data;
+  built->codes.encode(table, is_balanced ? shape_rows : rows, is_balanced, 0, built->settings.threads);
   Geometry geometry = built->geometry(shape_rows);
-  geometry.is_balanced = shape_rows.data != rows.data;
+  geometry.is_balanced = is_balanced;
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
@@ -73,7 +74,7 @@ void insert(Built& built, const Array& keys, int threads) {
   BuildSettings settings = built.settings;
   settings.beam = std::max<size_t>(settings.beam, 16);
   settings.fill = true;  // a new key has few links from queries, or none
-  built.codes.encode(kernels(), rows, built.graph.n, built.settings.threads);
+  built.codes.encode(kernels(), rows, false, built.graph.n, built.settings.threads);
   insert_keys(kernels(), built.geometry(rows), settings, built.graph);
 }
 
