@@ -12,14 +12,15 @@ struct Scratch {
   Beam beam;
   PruneScratch prune;
   CodeQuery code;
-  std::vector<float> vector, near;
-  std::vector<int32_t> starts, ids;
-  std::vector<Candidate> candidates;
+  std::vector<float> vector;
+  std::vector<int32_t> starts, ids, chosen;
 };
 
-// Leaves in scratch.ids what a search for `key` expands.
-void search_for(const Kernels& kernels, const Geometry& geometry, const Graph& graph, int32_t key, size_t beam,
-                Scratch& scratch) {
+// Leaves in scratch.ids what a search for `key` expands, of those no more than settings.candidates.
+void search_for(const Kernels& kernels, const Geometry& geometry, const Graph& graph, int32_t key,
+                const BuildSettings& settings, Scratch& scratch) {
+  scratch.vector.resize(geometry.keys.d);
+  kernels.widen_row(geometry.keys, static_cast<size_t>(key), scratch.vector.data());
   scratch.starts.assign(1, graph.entry);
   if (key != graph.entry) scratch.starts.push_back(key);
   Target target{scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key))};
@@ -28,10 +29,15 @@ void search_for(const Kernels& kernels, const Geometry& geometry, const Graph& g
     else geometry.codes->turn(kernels, target.vector, scratch.code);
     target.code = &scratch.code;
   }
-  search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), beam, beam, true,
-               scratch.beam);
+  search_graph(kernels, geometry, graph, target, scratch.starts.data(), scratch.starts.size(), settings.beam,
+               settings.beam, true, scratch.beam);
+  std::vector<Candidate>& found = scratch.beam.expanded;
+  if (found.size() > settings.candidates) {
+    std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(settings.candidates), found.end());
+    found.resize(settings.candidates);
+  }
   scratch.ids.clear();
-  for (const Candidate& candidate : scratch.beam.expanded) scratch.ids.push_back(candidate.id);
+  for (const Candidate& candidate : found) scratch.ids.push_back(candidate.id);
 }
 
 // The keys near to `key`, pruned: its new links, beside those it has from queries.
@@ -39,29 +45,18 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
                                 const Neighbors& near_keys, int32_t key, const BuildSettings& settings,
                                 Scratch& scratch) {
   const size_t x = static_cast<size_t>(key);
-  scratch.vector.resize(geometry.keys.d);
-  kernels.widen_row(geometry.keys, x, scratch.vector.data());
   if (near_keys.m) {
     const int32_t* ids = near_keys.row(x);
-    scratch.ids.assign(ids, std::find(ids, ids + near_keys.width, -1));
+    scratch.ids.assign(ids, std::find(ids, ids + std::min(near_keys.width, settings.candidates), -1));
   } else {
-    search_for(kernels, geometry, graph, key, settings.beam, scratch);
+    search_for(kernels, geometry, graph, key, settings, scratch);
   }
-  scratch.near.resize(scratch.ids.size());
-  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), scratch.ids.data(), scratch.ids.size(),
-                    scratch.near.data());
-  scratch.candidates.clear();
-  for (size_t i = 0; i < scratch.ids.size(); ++i) scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
-  sort_unique(key, scratch.candidates);
-  if (scratch.candidates.size() > settings.candidates) scratch.candidates.resize(settings.candidates);
   std::vector<int32_t> chosen(graph.row(x), graph.row(x) + graph.kept[x]);
-  const auto is_kept = [&](const Candidate& c) {
-    return std::find(chosen.begin(), chosen.end(), c.id) != chosen.end();
-  };
-  scratch.candidates.erase(std::remove_if(scratch.candidates.begin(), scratch.candidates.end(), is_kept),
-                           scratch.candidates.end());
+  const auto is_kept = [&](int32_t id) { return std::find(chosen.begin(), chosen.end(), id) != chosen.end(); };
+  scratch.ids.erase(std::remove_if(scratch.ids.begin(), scratch.ids.end(), is_kept), scratch.ids.end());
+  make_distinct(key, scratch.ids);
   const size_t kept = chosen.size();
-  prune(kernels, geometry, scratch.candidates, graph.degree, settings.fill, scratch.prune, chosen);
+  prune(kernels, geometry, key, scratch.ids, graph.degree, settings.fill, scratch.prune, chosen);
   chosen.erase(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(kept));
   return chosen;
 }
@@ -74,22 +69,12 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
   int32_t* row = graph.mutable_row(x);
   scratch.ids.assign(row + kept, row + graph.count(x));
   for (size_t i = 0; i < num_sources; ++i)
-    if (std::find(row, row + kept, sources[i]) == row + kept && sources[i] != key)
-      scratch.ids.push_back(sources[i]);
-  std::sort(scratch.ids.begin(), scratch.ids.end());
-  scratch.ids.erase(std::unique(scratch.ids.begin(), scratch.ids.end()), scratch.ids.end());
+    if (std::find(row, row + kept, sources[i]) == row + kept) scratch.ids.push_back(sources[i]);
+  make_distinct(key, scratch.ids);
   if (kept + scratch.ids.size() > graph.degree) {
-    scratch.near.resize(scratch.ids.size());
-    scratch.vector.resize(geometry.keys.d);
-    kernels.widen_row(geometry.keys, x, scratch.vector.data());
-    geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), scratch.ids.data(),
-                      scratch.ids.size(), scratch.near.data());
-    scratch.candidates.clear();
-    for (size_t i = 0; i < scratch.ids.size(); ++i)
-      scratch.candidates.push_back({scratch.near[i], scratch.ids[i]});
-    sort_unique(key, scratch.candidates);
-    scratch.ids.clear();
-    prune(kernels, geometry, scratch.candidates, graph.degree - kept, fill, scratch.prune, scratch.ids);
+    scratch.chosen.clear();
+    prune(kernels, geometry, key, scratch.ids, graph.degree - kept, fill, scratch.prune, scratch.chosen);
+    std::swap(scratch.ids, scratch.chosen);
   }
   std::copy(scratch.ids.begin(), scratch.ids.end(), row + kept);
   std::fill(row + kept + scratch.ids.size(), row + graph.degree, -1);

@@ -10,10 +10,7 @@ namespace {
 
 struct Scratch {
   std::vector<uint32_t> times;  // (n): how many of the key's queries name this key
-  std::vector<int32_t> named;
-  std::vector<float> vector, near;
-  std::vector<Candidate> candidates;
-  std::vector<int32_t> chosen;
+  std::vector<int32_t> named, chosen;
   PruneScratch prune;
 };
 
@@ -68,17 +65,8 @@ void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const 
 
 // Prunes scratch.named to scratch.chosen.
 void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, size_t most, Scratch& scratch) {
-  const size_t count = scratch.named.size();
-  scratch.near.resize(count);
-  scratch.vector.resize(geometry.keys.d);
-  kernels.widen_row(geometry.keys, static_cast<size_t>(key), scratch.vector.data());
-  geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(static_cast<size_t>(key)),
-                    scratch.named.data(), count, scratch.near.data());
-  scratch.candidates.clear();
-  for (size_t i = 0; i < count; ++i) scratch.candidates.push_back({scratch.near[i], scratch.named[i]});
-  sort_unique(key, scratch.candidates);
   scratch.chosen.clear();
-  prune(kernels, geometry, scratch.candidates, most, true, scratch.prune, scratch.chosen);
+  prune(kernels, geometry, key, scratch.named, most, true, scratch.prune, scratch.chosen);
 }
 
 // Makes `chosen` the key's links from queries; its other links stay as far as there is room.
@@ -142,6 +130,7 @@ void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& 
                    own.named.assign(graph.row(key), graph.row(key) + graph.kept[key]);
                    own.named.insert(own.named.end(), back.sources.begin() + back.begin[t],
                                     back.sources.begin() + back.begin[t + 1]);
+                   make_distinct(back.targets[t], own.named);
                    choose(kernels, geometry, back.targets[t], settings.query_degree, own);
                    store(graph, key, own.chosen);
                  }

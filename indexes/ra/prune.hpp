@@ -5,19 +5,27 @@
 
 namespace ra_bench {
 
-struct PruneScratch {
-  std::vector<float> vector, near;
-  std::vector<int32_t> skipped;
+// Keys that may yet be chosen, or no longer, and how near each is to the node.
+struct Nearby {
+  std::vector<int32_t> ids;
+  std::vector<float> near;
+  size_t count = 0;
 };
 
-// Chooses up to `most` of `candidates`, which are sorted nearest to the node first, into `chosen`, which may
-// hold links that are kept already and take part. A candidate is skipped if one chosen before it is nearer
-// to it than the node is (the rule of relative neighbourhood graphs; RoarGraph section 4.2). With `fill`,
-// the places left over go to the skipped ones, in order.
-void prune(const Kernels& kernels, const Geometry& geometry, const std::vector<Candidate>& candidates,
+struct PruneScratch {
+  std::vector<float> vector, near;
+  Nearby left, skipped;
+  std::vector<Candidate> sorted;
+};
+
+// Chooses up to `most` of the keys `ids` into `chosen`, which may hold links that are kept already and take part; `ids`
+// are distinct and without `node`, in any order. The nearest to the node comes first, and a key is skipped if one
+// chosen before it is nearer to it than the node is (the rule of relative neighbourhood graphs; RoarGraph section 4.2).
+// With `fill`, the places left over go to the skipped ones, nearest first.
+void prune(const Kernels& kernels, const Geometry& geometry, int32_t node, const std::vector<int32_t>& ids,
            size_t most, bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen);
 
-// Sorts candidates nearest first and drops repeated ids and `node` itself.
-void sort_unique(int32_t node, std::vector<Candidate>& candidates);
+// Drops `node` and repeated ids.
+void make_distinct(int32_t node, std::vector<int32_t>& ids);
 
 }  // namespace ra_bench

@@ -265,16 +265,10 @@ std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vecto
   check_ids("node", &node, 1, rows.n);
   built.lift(rows);
   const Geometry geometry = built.geometry(rows);
-  std::vector<float> vector(rows.d), near(ids.size());
-  kernels().widen_row(rows, static_cast<size_t>(node), vector.data());
-  geometry.nearness(kernels(), vector.data(), geometry.extra_of(static_cast<size_t>(node)), ids.data(),
-                    ids.size(), near.data());
-  std::vector<Candidate> candidates;
-  for (size_t i = 0; i < ids.size(); ++i) candidates.push_back({near[i], ids[i]});
-  sort_unique(node, candidates);
+  std::vector<int32_t> distinct = ids, chosen;
+  make_distinct(node, distinct);
   PruneScratch scratch;
-  std::vector<int32_t> chosen;
-  prune(kernels(), geometry, candidates, most, fill, scratch, chosen);
+  prune(kernels(), geometry, node, distinct, most, fill, scratch, chosen);
   return chosen;
 }
 
