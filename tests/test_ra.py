@@ -142,6 +142,32 @@ def test_pruning_follows_the_rule(lifted, fill):
         assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=fill) == expected
 
 
+def test_a_key_is_offered_those_that_its_queries_name_most():
+    rng = np.random.default_rng(8)
+    n, m, width, candidates, pivots = 300, 60, 40, 25, 5
+    keys, learn = (
+        rng.standard_normal((n, 16)).astype(np.float16),
+        rng.standard_normal((m, 16)).astype(np.float32),
+    )
+    neighbors = exact(learn, keys, width).astype(np.int32)
+    about = Head(group=1, query_neighbors=neighbors)
+    index = create(
+        f"ra:beam=0:pivots={pivots}:candidates={candidates}:learn_neighbors={width}:degree={n}:query_degree={n}"
+    )
+    index.build(keys, None, learn, about)
+    links = np.zeros((n, n), bool)
+    for key in range(n):
+        named = np.bincount(neighbors[(neighbors[:, :pivots] == key).any(1)].ravel(), minlength=n)
+        named[key] = 0
+        most = np.argsort(-named, kind="stable")[:candidates]  # the smaller id among equals
+        links[key, most[named[most] > 0]] = True
+    links |= links.T
+    for key in range(n):
+        row = index._graphs[0].links[key]
+        kept = int(index._graphs[0].kept[key, 0])
+        assert set(row[:kept].tolist()) == set(np.flatnonzero(links[key]).tolist())
+
+
 def test_every_key_is_reached(index):
     assert index._graphs[0].unreached == 0
     links = index._graphs[0].links

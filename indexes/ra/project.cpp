@@ -8,9 +8,12 @@
 namespace ra_bench {
 namespace {
 
+constexpr size_t kParts = 64;  // of all ids
+
 struct Scratch {
-  std::vector<uint32_t> times;  // (n): how many of the key's queries name this key
-  std::vector<int32_t> named, chosen;
+  std::vector<uint16_t> times;  // (n): how many of the key's queries name this key
+  std::vector<uint32_t> in_place;  // how many keys have each place in the order of keep_most_named
+  std::vector<int32_t> named, equals, chosen;
   PruneScratch prune;
 };
 
@@ -37,30 +40,65 @@ Lists lists_of_keys(const Neighbors& neighbors, size_t n, size_t pivots) {
   return lists;
 }
 
+// Leaves in scratch.named the `most` of them that are named most often, the smaller ids among equals; all times become
+// 0. Keys are counted by how often they are named, at most `largest` times, and by a few bits of their ids: cheaper
+// than to compare them.
+void keep_most_named(size_t most, size_t n, uint16_t largest, Scratch& scratch) {
+  std::vector<int32_t>& named = scratch.named;
+  size_t shift = 0;
+  while ((n - 1) >> shift >= kParts) ++shift;
+  const auto place_of = [&](int32_t id) {
+    return (largest - scratch.times[static_cast<size_t>(id)]) * kParts + (static_cast<size_t>(id) >> shift);
+  };
+  scratch.in_place.assign((largest + size_t{1}) * kParts, 0);
+  for (int32_t id : named) ++scratch.in_place[place_of(id)];
+  size_t last = 0, before = 0;  // the place of which some keys stay; `before` keys have better ones
+  while (last < scratch.in_place.size() && before + scratch.in_place[last] <= most) before += scratch.in_place[last++];
+  scratch.equals.resize(named.size());
+  size_t kept = 0, equal = 0;
+  for (size_t i = 0; i < named.size(); ++i) {  // every key is written to both: no jump depends on which
+    const int32_t id = named[i];
+    const size_t place = place_of(id);
+    named[kept] = scratch.equals[equal] = id;
+    kept += place < last;
+    equal += place == last;
+    scratch.times[static_cast<size_t>(id)] = 0;
+  }
+  named.resize(kept);
+  const auto first = scratch.equals.begin(), end = first + static_cast<std::ptrdiff_t>(equal);
+  const auto wanted = first + static_cast<std::ptrdiff_t>(std::min(most - before, equal));
+  std::nth_element(first, wanted, end);
+  named.insert(named.end(), first, wanted);
+}
+
 // The keys that the key's queries name most often, at most settings.candidates of them, into scratch.named.
 void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const BuildSettings& settings,
              size_t n, Scratch& scratch) {
   scratch.times.resize(n);
-  scratch.named.clear();
   const size_t begin = lists.begin[static_cast<size_t>(key)];
   const size_t all = lists.begin[static_cast<size_t>(key) + 1] - begin;
   const size_t used = std::min(all, settings.lists);
+  const auto row_of = [&](size_t i) {
+    return neighbors.row(static_cast<size_t>(lists.queries[begin + i * all / used]));
+  };
+  for (size_t i = 0; i < used; ++i)
+    prefetch_row(reinterpret_cast<const char*>(row_of(i)), neighbors.width * sizeof(int32_t));
+  scratch.named.resize(used * neighbors.width + 1);
+  size_t count = 0;
+  uint16_t largest = 1;
+  scratch.times[static_cast<size_t>(key)] = 1;  // so that it is not new
   for (size_t i = 0; i < used; ++i) {
-    const int32_t* row = neighbors.row(static_cast<size_t>(lists.queries[begin + i * all / used]));
+    const int32_t* row = row_of(i);
     for (size_t r = 0; r < neighbors.width && row[r] >= 0; ++r) {
-      if (row[r] == key) continue;
-      if (!scratch.times[static_cast<size_t>(row[r])]++) scratch.named.push_back(row[r]);
+      uint16_t& times = scratch.times[static_cast<size_t>(row[r])];
+      scratch.named[count] = row[r];
+      count += !times++;
+      largest = std::max(largest, times);
     }
   }
-  const auto oftener = [&](int32_t a, int32_t b) {
-    const uint32_t times_a = scratch.times[static_cast<size_t>(a)],
-                   times_b = scratch.times[static_cast<size_t>(b)];
-    return times_a > times_b || (times_a == times_b && a < b);
-  };
-  const size_t keep = std::min(scratch.named.size(), settings.candidates);
-  std::nth_element(scratch.named.begin(), scratch.named.begin() + keep, scratch.named.end(), oftener);
-  for (int32_t id : scratch.named) scratch.times[static_cast<size_t>(id)] = 0;
-  scratch.named.resize(keep);
+  scratch.times[static_cast<size_t>(key)] = 0;
+  scratch.named.resize(count);
+  keep_most_named(settings.candidates, n, largest, scratch);
 }
 
 // Prunes scratch.named to scratch.chosen.
