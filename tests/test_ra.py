@@ -102,6 +102,11 @@ def test_with_keys_as_the_learn_set_queries_change_nothing():
     assert np.array_equal(alone.search(TEST, 50).ids, given.search(TEST, 50).ids)
 
 
+def test_threads_change_nothing_with_given_neighbours_of_keys():
+    one, many = (built("ra:key_neighbors=16", KEYS, LEARN, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one._graphs[0].links, many._graphs[0].links)
+
+
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_change_nothing(index, threads):
     other = built(keys=KEYS, learn=LEARN, threads=threads)

@@ -85,9 +85,11 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
 void enhance(const Kernels& kernels, const Geometry& geometry, const Neighbors& near_keys, size_t from,
              const BuildSettings& settings, Graph& graph) {
   std::vector<Scratch> scratch(static_cast<size_t>(settings.threads));
-  // Searches of one batch do not see each other's links: small batches at first, when there are few links.
+  // Searches of one batch do not see each other's links: small batches at first, when there are few links. Without
+  // searches one batch does, in which every key's links back are pruned once.
   for (size_t begin = from; begin < graph.n;) {
-    const size_t batch = std::min(graph.n - begin, std::min<size_t>(1024, std::max<size_t>(16, begin / 8)));
+    const size_t left = graph.n - begin;
+    const size_t batch = near_keys.m ? left : std::min({left, size_t{1024}, std::max<size_t>(16, begin / 8)});
     std::vector<std::vector<int32_t>> chosen(batch);
     parallel_for(
         settings.threads, static_cast<int64_t>(batch), 4, [&](int64_t first, int64_t last, int worker) {
