@@ -147,6 +147,19 @@ def test_pruning_follows_the_rule(lifted, fill):
         assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=fill) == expected
 
 
+def test_pruning_by_rounded_keys_follows_the_rule_on_them():
+    rng = np.random.default_rng(3)
+    keys = rng.standard_normal((60, 5)).astype(np.float32) * rng.uniform(0.5, 2, (60, 1)).astype(np.float32)
+    radius = float(np.linalg.norm(keys, axis=1).max() * 1.05)
+    extra = np.sqrt(radius**2 - (keys.astype(np.float64) ** 2).sum(1))
+    steps = np.abs(keys).max(1, keepdims=True) / 127
+    rounded = np.column_stack([np.floor(keys / steps + 0.5) * steps, extra])
+    for node in range(20):
+        ids = rng.choice(60, 40, replace=False).tolist()
+        expected = slow_prune(rounded, node, ids, 0.0, 30, False)
+        assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=False, rounded=True) == expected
+
+
 def test_a_key_is_offered_those_that_its_queries_name_most():
     rng = np.random.default_rng(8)
     n, m, width, candidates, pivots = 300, 60, 40, 25, 5
@@ -307,6 +320,24 @@ def test_every_kernel_scores_codes_exactly(stride, kernel):
             ids = rng.integers(0, 50, (1, count)).astype(np.int32)
             found = _ra.score_codes(codes, steps, levels, 31.5, ids)
             np.testing.assert_array_equal(found, expected[ids[0]])
+    finally:
+        _ra.force_kernel("")
+
+
+@pytest.mark.parametrize("width", [64, 128, 192])
+@pytest.mark.parametrize("kernel", kernels())
+def test_every_kernel_multiplies_bytes_exactly(width, kernel):
+    rng = np.random.default_rng(width)
+    rows = rng.integers(0, 256, (50, width)).astype(np.uint8)
+    rows[0], rows[1], rows[2] = 0, 255, 1
+    signed = rows.astype(np.int64) - 128
+    _ra.force_kernel(kernel)
+    try:
+        for by in range(5):
+            for count in (1, 2, 7, 8, 9, 15, 16, 17, 50):
+                ids = rng.integers(0, 50, (1, count)).astype(np.int32)
+                ids[0, 0] = by
+                np.testing.assert_array_equal(_ra.dot_bytes(rows, by, ids), signed[ids[0]] @ signed[by])
     finally:
         _ra.force_kernel("")
 

@@ -1,4 +1,5 @@
-// The inner loops of a walk by codes (codes.hpp), in several instruction sets, chosen at run time as kernels.hpp does.
+// The inner loops of a walk by codes (codes.hpp), and that of pruning by bytes (rounded.hpp), in several instruction
+// sets, chosen at run time as kernels.hpp does.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,8 @@
 namespace ra_bench {
 
 constexpr size_t kChunkBytes = 32;  // 64 dimensions
+constexpr size_t kByteRows = 64;    // rows of bytes are a whole number of these long
+constexpr uint8_t kMiddleByte = 128;
 
 struct CodeKernels {
   const char* name;
@@ -18,6 +21,9 @@ struct CodeKernels {
   // Copies the keys whose scores are not below `least`, in their order; returns how many they are.
   size_t (*keep_good)(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,
                       float* good_scores);
+  // dots[i] = row `by` · row ids[i], for i < count, of a table whose rows are `width` numbers (byte - kMiddleByte), a
+  // whole number of kByteRows; exact below 2^24. Prefetches the rows.
+  void (*dot_bytes)(const uint8_t* rows, size_t width, int32_t by, const int32_t* ids, size_t count, float* dots);
 };
 
 const CodeKernels* codes_avx512vnni();  // null where the compiler's target has no such instructions

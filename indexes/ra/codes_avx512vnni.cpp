@@ -90,6 +90,44 @@ size_t keep_good(float least, size_t count, const int32_t* ids, const float* sco
   return good;
 }
 
+// W is width where the compiler shall know it, 0 for any.
+template <size_t W>
+void dot_bytes_of(const uint8_t* rows, size_t any_width, int32_t by, const int32_t* ids, size_t count, float* dots) {
+  const size_t width = W ? W : any_width;
+  const __m512i middle = _mm512_set1_epi8(static_cast<char>(kMiddleByte));
+  const uint8_t* query = rows + static_cast<size_t>(by) * width;
+  // Rows are taken as they are, without a sign: that adds kMiddleByte times the sum of the query.
+  const auto signed_query = [&](size_t j) { return _mm512_xor_si512(_mm512_loadu_si512(query + j), middle); };
+  __m512i total = _mm512_setzero_si512();
+  for (size_t j = 0; j < width; j += 64) total = _mm512_dpbusd_epi32(total, middle, signed_query(j));
+  const __m256i excess = _mm256_set1_epi32(_mm512_reduce_add_epi32(total));
+  for (size_t i = 0; i < count && i < kAhead; ++i) fetch(rows + static_cast<size_t>(ids[i]) * width, width);
+  for (size_t i = 0; i < count; i += kTogether) {
+    for (size_t r = i + kAhead; r < count && r < i + kAhead + kTogether; ++r)
+      fetch(rows + static_cast<size_t>(ids[r]) * width, width);
+    const size_t last = count - 1;
+    __m256i sums[kTogether];
+    for (size_t r = 0; r < kTogether; ++r) {
+      const uint8_t* row = rows + static_cast<size_t>(ids[i + r < last ? i + r : last]) * width;
+      __m512i sum = _mm512_setzero_si512();
+      for (size_t j = 0; j < width; j += 64)
+        sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(row + j), signed_query(j));
+      sums[r] = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+    }
+    const __m256 eight = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum_lanes(sums), excess));
+    if (i + kTogether <= count) _mm256_storeu_ps(dots + i, eight);
+    else _mm256_mask_storeu_ps(dots + i, static_cast<__mmask8>((1u << (count - i)) - 1), eight);
+  }
+}
+
+void dot_bytes(const uint8_t* rows, size_t width, int32_t by, const int32_t* ids, size_t count, float* dots) {
+  switch (width) {
+    case 64: return dot_bytes_of<64>(rows, width, by, ids, count, dots);
+    case 128: return dot_bytes_of<128>(rows, width, by, ids, count, dots);
+    default: return dot_bytes_of<0>(rows, width, by, ids, count, dots);
+  }
+}
+
 bool supported() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -99,7 +137,7 @@ bool supported() {
 }  // namespace
 
 const CodeKernels* codes_avx512vnni() {
-  static const CodeKernels table = {"avx512vnni", supported, score, keep_good};
+  static const CodeKernels table = {"avx512vnni", supported, score, keep_good, dot_bytes};
   return &table;
 }
 

@@ -28,12 +28,22 @@ size_t keep_good(float least, size_t count, const int32_t* ids, const float* sco
   return good;
 }
 
+void dot_bytes(const uint8_t* rows, size_t width, int32_t by, const int32_t* ids, size_t count, float* dots) {
+  const uint8_t* query = rows + static_cast<size_t>(by) * width;
+  for (size_t i = 0; i < count; ++i) {
+    const uint8_t* row = rows + static_cast<size_t>(ids[i]) * width;
+    int32_t sum = 0;
+    for (size_t j = 0; j < width; ++j) sum += (row[j] - kMiddleByte) * (query[j] - kMiddleByte);
+    dots[i] = static_cast<float>(sum);
+  }
+}
+
 bool always() { return true; }
 
 }  // namespace
 
 const CodeKernels* codes_plain() {
-  static const CodeKernels table = {"plain", always, score, keep_good};
+  static const CodeKernels table = {"plain", always, score, keep_good, dot_bytes};
   return &table;
 }
 

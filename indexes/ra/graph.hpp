@@ -13,6 +13,7 @@
 namespace ra_bench {
 
 struct Codes;
+struct RoundedKeys;
 
 // Learn queries that stay after the build, each with its nearest of all keys so far: what links later keys.
 struct KeptQueries {
@@ -58,6 +59,7 @@ struct Geometry {
   const float* extra = nullptr;
   const Codes* codes = nullptr;  // what enhance() searches by; where they are empty, by the keys themselves
   bool is_balanced = false;      // whether the keys are in the coordinates of the codes
+  const RoundedKeys* rounded = nullptr;  // the same keys, for pruning, where they can be rounded
 
   float extra_of(size_t id) const { return extra ? extra[id] : 0.0f; }
   // near[i] = nearness of ids[i] to the point whose vector is `vector` and extra coordinate `x`.

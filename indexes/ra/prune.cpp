@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rounded.hpp"
+
 namespace ra_bench {
 namespace {
 
@@ -9,6 +11,7 @@ namespace {
 void measure(const Kernels& kernels, const Geometry& geometry, int32_t node, const int32_t* ids, size_t count,
              PruneScratch& scratch) {
   const size_t x = static_cast<size_t>(node);
+  if (geometry.rounded) return geometry.rounded->nearness(node, ids, count, scratch.near.data());
   kernels.widen_row(geometry.keys, x, scratch.vector.data());
   geometry.nearness(kernels, scratch.vector.data(), geometry.extra_of(x), ids, count, scratch.near.data());
 }
@@ -82,6 +85,8 @@ void prune(const Kernels& kernels, const Geometry& geometry, int32_t node, const
   if (chosen.size() >= most) return;
   start(ids, geometry.keys.d, scratch);
   Nearby& left = scratch.left;
+  if (geometry.rounded)  // these rows are not read yet
+    for (int32_t id : chosen) geometry.rounded->fetch(id);
   measure(kernels, geometry, node, ids.data(), ids.size(), scratch);
   std::copy_n(scratch.near.begin(), ids.size(), left.near.begin());
   for (int32_t id : chosen) skip_occluded(kernels, geometry, id, scratch);

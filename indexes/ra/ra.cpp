@@ -14,6 +14,7 @@
 #include "built.hpp"
 #include "pool.hpp"
 #include "prune.hpp"
+#include "rounded.hpp"
 #include "search.hpp"
 #include "walk.hpp"
 
@@ -52,6 +53,11 @@ Built* build(const Array& keys, const Array& shape, const Array& queries, const 
   built->codes.encode(table, is_balanced ? shape_rows : rows, is_balanced, 0, built->settings.threads);
   Geometry geometry = built->geometry(shape_rows);
   geometry.is_balanced = is_balanced;
+  RoundedKeys rounded;
+  if (is_balanced && geometry.extra) {
+    rounded.round(table, shape_rows, geometry.extra, built->settings.threads);
+    geometry.rounded = &rounded;
+  }
   const Neighbors lists_of_queries{near.data, near.m, near.columns};
   choose_seeds(table, learn.data, lists_of_queries, rows.d, num_centroids, seeds_each, seed,
                built->settings.threads, built->graph);
@@ -235,6 +241,21 @@ nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps
   return out;
 }
 
+// For tests: the loop over rows of bytes alone, by the kernels that are in force.
+nb::ndarray<nb::numpy, float> dot_bytes(const Array& rows, int32_t by, const Array& ids) {
+  const Matrix<int32_t> chosen("ids", ids);
+  if (rows.ndim() != 2 || !is_uint8(rows) || !is_contiguous(rows) || rows.shape(1) % kByteRows)
+    refuse("rows must be (n, width) uint8, C-contiguous, width a multiple of " + std::to_string(kByteRows));
+  if (chosen.m != 1) refuse("ids must be (1, count)");
+  check_ids("ids", chosen.data, chosen.columns, rows.shape(0));
+  check_ids("by", &by, 1, rows.shape(0));
+  float* dots;
+  auto out = new_array<float>(dots, chosen.columns);
+  code_kernels().dot_bytes(static_cast<const uint8_t*>(rows.data()), rows.shape(1), by, chosen.data, chosen.columns,
+                           dots);
+  return out;
+}
+
 // For tests: which of some keys a walk keeps.
 std::vector<int32_t> keep_good(const Array& ids, const Array& scores, float least) {
   const Matrix<int32_t> keys("ids", ids);
@@ -257,14 +278,19 @@ nb::ndarray<nb::numpy> copied_halves(const uint16_t* from, size_t rows, size_t c
 
 // For tests: the pruning rule alone.
 std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vector<int32_t>& ids, float radius,
-                               size_t most, bool fill) {
+                               size_t most, bool fill, bool rounded) {
   Built built;
   built.radius = radius;
   const Rows rows = rows_of("keys", keys);
   check_ids("ids", ids.data(), ids.size(), rows.n);
   check_ids("node", &node, 1, rows.n);
   built.lift(rows);
-  const Geometry geometry = built.geometry(rows);
+  Geometry geometry = built.geometry(rows);
+  RoundedKeys rounded_keys;
+  if (rounded && geometry.extra) {
+    rounded_keys.round(kernels(), rows, geometry.extra, 1);
+    geometry.rounded = &rounded_keys;
+  }
   std::vector<int32_t> distinct = ids, chosen;
   make_distinct(node, distinct);
   PruneScratch scratch;
@@ -380,7 +406,9 @@ NB_MODULE(_ra, m) {
         "For tests: what the codes ids (1, m) score for a query of levels (1, 2 * bytes) int32.");
   m.def("keep_good", &keep_good, "ids"_a, "scores"_a, "least"_a, "For tests: the keys that a walk keeps.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
-        "For tests: the ids that pruning keeps.");
+        "rounded"_a = false, "For tests: the ids that pruning keeps, by the keys or by them rounded to 8 bits.");
+  m.def("dot_bytes", &dot_bytes, "rows"_a, "by"_a, "ids"_a,
+        "For tests: the inner products of row `by` of rows (n, width) uint8 with the rows ids (1, m).");
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every call of this module use the named kernel; '' goes back to the best. For tests.");
 }
