@@ -48,6 +48,10 @@ std::vector<int32_t> find_links(const Kernels& kernels, const Geometry& geometry
   if (near_keys.m) {
     const int32_t* ids = near_keys.row(x);
     scratch.ids.assign(ids, std::find(ids, ids + std::min(near_keys.width, settings.candidates), -1));
+    if (x + 1 < graph.n) {  // mostly the key that comes next
+      fetch_early(geometry, near_keys.row(x + 1), near_keys.width);
+      fetch_early(geometry, graph.row(x + 1), graph.kept[x + 1]);
+    }
   } else {
     search_for(kernels, geometry, graph, key, settings, scratch);
   }
@@ -80,6 +84,24 @@ void add_links(const Kernels& kernels, const Geometry& geometry, Graph& graph, i
   std::fill(row + kept + scratch.ids.size(), row + graph.degree, -1);
 }
 
+// Adds the links back, one target's at a time.
+void link_back(const Kernels& kernels, const Geometry& geometry, const Grouped& links, const BuildSettings& settings,
+               std::vector<Scratch>& scratch, Graph& graph) {
+  const auto count = static_cast<int64_t>(links.targets.size());
+  parallel_for(settings.threads, count, 16, [&](int64_t first, int64_t last, int worker) {
+    for (int64_t i = first; i < last; ++i) {
+      const size_t t = static_cast<size_t>(i), begin = links.begin[t], end = links.begin[t + 1];
+      if (i + 1 < last) {
+        const size_t next = static_cast<size_t>(links.targets[t + 1]), kept = graph.kept[next];
+        fetch_early(geometry, links.sources.data() + end, links.begin[t + 2] - end);
+        fetch_early(geometry, graph.row(next) + kept, graph.degree - kept);
+      }
+      add_links(kernels, geometry, graph, links.targets[t], links.sources.data() + begin, end - begin, settings.fill,
+                scratch[static_cast<size_t>(worker)]);
+    }
+  });
+}
+
 }  // namespace
 
 void enhance(const Kernels& kernels, const Geometry& geometry, const Neighbors& near_keys, size_t from,
@@ -99,23 +121,13 @@ void enhance(const Kernels& kernels, const Geometry& geometry, const Neighbors& 
                            static_cast<int32_t>(begin + static_cast<size_t>(i)), settings,
                            scratch[static_cast<size_t>(worker)]);
         });
-    for (int pass = 0; pass < 2; ++pass) {  // first the links of the batch's own keys, then the links back
-      Grouped back;
-      if (pass) back = group_by_target(chosen, begin, graph.n);
-      const size_t count = pass ? back.targets.size() : batch;
-      parallel_for(
-          settings.threads, static_cast<int64_t>(count), 16, [&](int64_t first, int64_t last, int worker) {
-            for (int64_t i = first; i < last; ++i) {
-              Scratch& own = scratch[static_cast<size_t>(worker)];
-              if (pass)
-                add_links(kernels, geometry, graph, back.targets[i], back.sources.data() + back.begin[i],
-                          back.begin[i + 1] - back.begin[i], settings.fill, own);
-              else
-                add_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
-                          chosen[i].data(), chosen[i].size(), settings.fill, own);
-            }
-          });
-    }
+    parallel_for(settings.threads, static_cast<int64_t>(batch), 64, [&](int64_t first, int64_t last, int worker) {
+      for (int64_t i = first; i < last; ++i)
+        add_links(kernels, geometry, graph, static_cast<int32_t>(begin + static_cast<size_t>(i)),
+                  chosen[static_cast<size_t>(i)].data(), chosen[static_cast<size_t>(i)].size(), settings.fill,
+                  scratch[static_cast<size_t>(worker)]);
+    });
+    link_back(kernels, geometry, group_by_target(chosen, begin, graph.n), settings, scratch, graph);
     begin += batch;
   }
 }

@@ -13,7 +13,7 @@ constexpr size_t kParts = 64;  // of all ids
 struct Scratch {
   std::vector<uint16_t> times;  // (n): how many of the key's queries name this key
   std::vector<uint32_t> in_place;  // how many keys have each place in the order of keep_most_named
-  std::vector<int32_t> named, equals, chosen;
+  std::vector<int32_t> named, current, equals, chosen;
   PruneScratch prune;
 };
 
@@ -71,9 +71,10 @@ void keep_most_named(size_t most, size_t n, uint16_t largest, Scratch& scratch) 
   named.insert(named.end(), first, wanted);
 }
 
-// The keys that the key's queries name most often, at most settings.candidates of them, into scratch.named.
-void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const BuildSettings& settings,
-             size_t n, Scratch& scratch) {
+// The keys that the key's queries name most often, at most settings.candidates of them, into scratch.named, and has
+// them fetched for pruning.
+void collect(const Geometry& geometry, const Neighbors& neighbors, const Lists& lists, int32_t key,
+             const BuildSettings& settings, size_t n, Scratch& scratch) {
   scratch.times.resize(n);
   const size_t begin = lists.begin[static_cast<size_t>(key)];
   const size_t all = lists.begin[static_cast<size_t>(key) + 1] - begin;
@@ -99,12 +100,14 @@ void collect(const Neighbors& neighbors, const Lists& lists, int32_t key, const 
   scratch.times[static_cast<size_t>(key)] = 0;
   scratch.named.resize(count);
   keep_most_named(settings.candidates, n, largest, scratch);
+  fetch_early(geometry, scratch.named.data(), scratch.named.size());
 }
 
-// Prunes scratch.named to scratch.chosen.
-void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, size_t most, Scratch& scratch) {
+// Prunes `from` to scratch.chosen.
+void choose(const Kernels& kernels, const Geometry& geometry, int32_t key, const std::vector<int32_t>& from,
+            size_t most, Scratch& scratch) {
   scratch.chosen.clear();
-  prune(kernels, geometry, key, scratch.named, most, true, scratch.prune, scratch.chosen);
+  prune(kernels, geometry, key, from, most, true, scratch.prune, scratch.chosen);
 }
 
 // Makes `chosen` the key's links from queries; its other links stay as far as there is room.
@@ -150,11 +153,12 @@ void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& 
   parallel_for(settings.threads, static_cast<int64_t>(n - from), 64,
                [&](int64_t first, int64_t last, int worker) {
                  Scratch& own = scratch[static_cast<size_t>(worker)];
+                 const auto key_of = [from](int64_t i) { return static_cast<int32_t>(from + static_cast<size_t>(i)); };
+                 collect(geometry, neighbors, lists, key_of(first), settings, n, own);
                  for (int64_t i = first; i < last; ++i) {
-                   const size_t key = from + static_cast<size_t>(i);
-                   if (lists.begin[key] == lists.begin[key + 1]) continue;
-                   collect(neighbors, lists, static_cast<int32_t>(key), settings, n, own);
-                   choose(kernels, geometry, static_cast<int32_t>(key), settings.query_degree, own);
+                   std::swap(own.named, own.current);  // the next key's candidates are fetched during this one's work
+                   if (i + 1 < last) collect(geometry, neighbors, lists, key_of(i + 1), settings, n, own);
+                   choose(kernels, geometry, key_of(i), own.current, settings.query_degree, own);
                    chosen[static_cast<size_t>(i)] = own.chosen;
                  }
                });
@@ -169,7 +173,11 @@ void project(const Kernels& kernels, const Geometry& geometry, const Neighbors& 
                    own.named.insert(own.named.end(), back.sources.begin() + back.begin[t],
                                     back.sources.begin() + back.begin[t + 1]);
                    make_distinct(back.targets[t], own.named);
-                   choose(kernels, geometry, back.targets[t], settings.query_degree, own);
+                   if (t + 1 < last) {
+                     const size_t next = back.begin[t + 1];
+                     fetch_early(geometry, back.sources.data() + next, back.begin[t + 2] - next);
+                   }
+                   choose(kernels, geometry, back.targets[t], own.named, settings.query_degree, own);
                    store(graph, key, own.chosen);
                  }
                });

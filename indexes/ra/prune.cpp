@@ -97,6 +97,11 @@ void prune(const Kernels& kernels, const Geometry& geometry, int32_t node, const
   if (fill && chosen.size() < most) fill_up(most - chosen.size(), scratch, chosen);
 }
 
+void fetch_early(const Geometry& geometry, const int32_t* ids, size_t count) {
+  if (!geometry.rounded) return;
+  for (size_t i = 0; i < count && ids[i] >= 0; ++i) geometry.rounded->fetch_early(ids[i]);
+}
+
 void make_distinct(int32_t node, std::vector<int32_t>& ids) {
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());

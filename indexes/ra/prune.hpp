@@ -25,6 +25,9 @@ struct PruneScratch {
 void prune(const Kernels& kernels, const Geometry& geometry, int32_t node, const std::vector<int32_t>& ids,
            size_t most, bool fill, PruneScratch& scratch, std::vector<int32_t>& chosen);
 
+// Has what prune() reads of these keys fetched, while another key is pruned: up to `count` of them, or the first -1.
+void fetch_early(const Geometry& geometry, const int32_t* ids, size_t count);
+
 // Drops `node` and repeated ids.
 void make_distinct(int32_t node, std::vector<int32_t>& ids);
 

@@ -31,6 +31,12 @@ struct RoundedKeys {
     prefetch_row(reinterpret_cast<const char*>(levels.data() + static_cast<size_t>(key) * width), width);
     prefetch(&keys[static_cast<size_t>(key)]);
   }
+
+  void fetch_early(int32_t key) const {  // into the second level
+    const uint8_t* row = levels.data() + static_cast<size_t>(key) * width;
+    for (size_t offset = 0; offset < width; offset += 64) prefetch_second_level(row + offset);
+    prefetch_second_level(&keys[static_cast<size_t>(key)]);
+  }
 };
 
 }  // namespace ra_bench
