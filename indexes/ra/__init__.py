@@ -9,7 +9,8 @@ What differs from them:
 - Pruning measures distances between lifted keys: with raw inner product, the papers' way (`prune="raw"`),
   the longest keys occlude all others. No lifted copy is made: q·k and one extra number a key do. The keys
   are first brought into coordinates in which queries are like them (`balanced`; `lifted` leaves that out):
-  what no query looks for makes no key distant. Keys inserted later are pruned as they are.
+  what no query looks for makes no key distant. A build compares them rounded to 8 bits. Keys inserted later
+  are pruned as they are.
 - A key is joined to the neighbours of every query that has it among its first `pivots`, and where several
   queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
