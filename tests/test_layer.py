@@ -108,6 +108,17 @@ def test_a_layer_of_grown_and_split_graphs_is_its_heads(spec):
         assert_layer_is_per_head(indexes, K, threads)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_layer_whose_graphs_walk_otherwise_from_head_to_head_is_its_heads(threads):
+    indexes = layer("ra", "ra:per_query_head=true", about=Head(group=G, query_heads=np.arange(G)))
+    assert_layer_is_per_head(indexes, K, threads)
+    shared = layer("ra", about=Head(group=G))
+    assert_layer_is_per_head(shared, K, threads, together=2)
+    for h, index in enumerate(shared):
+        index.fix_effort(together=1 + h % 2)
+    assert_layer_is_per_head(shared, K, threads)
+
+
 @pytest.mark.parametrize("spec", ["flat", "ra", "ivf"])
 def test_what_a_layer_read_is_the_same_when_it_is_asked_later(spec):
     indexes = layer(spec)

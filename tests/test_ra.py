@@ -222,72 +222,105 @@ def slow_scores(graph, query, keys):
     return graph.steps[0, codes[:, -1]] * (sums - np.float32(7.5) * np.float32(rounded.sum()))
 
 
-def slow_walk(graph, keys, query, k, ef):
-    """The walk with Python lists: keys read, the best k in order, how many were expanded, which read exactly.
+class SlowQueue:
+    """The queue of one query with Python lists: buckets of equal width hold the scores.
 
-    Buckets of equal width hold the scores, eight keys are expanded at a time, the last one that came into a
-    bucket first; a key is kept, or expanded, if fewer than the most that are kept, or ef, lie in buckets
-    above its own.
+    A key is kept, or expanded, if fewer than the most that are kept, or ef, lie in buckets above its own; of
+    a bucket the last one that came is expanded first.
     """
-    starts = [graph.entry, *graph.seeds[np.argmax(graph.centroids @ query)]]
-    read = list(dict.fromkeys(int(i) for i in starts if i >= 0))
-    score = dict(enumerate(slow_scores(graph, query, keys)))
+
+    def __init__(self, scores, starts, ef, best):
+        self.scores, self.ef, self.best = scores, ef, best
+        first = scores[starts]
+        spread = max(np.float32(first.max() - first.min()), np.float32(1e-6 + 1e-6 * abs(first.max())))
+        self.low, self.per_unit = first.min() - 2 * spread, np.float32(1024) / (5 * spread)
+        self.held, self.waiting = [], {}  # waiting: when it came, by key
+        self.counts = np.zeros(1024, int)  # of those held, by bucket
+        self.push(starts)
+
+    def bucket(self, i):
+        return int(np.clip((self.scores[i] - self.low) * self.per_unit, 0, 1023))
+
+    def above(self, i):
+        return self.counts[self.bucket(i) + 1 :].sum()
+
+    def push(self, ids):
+        for i in [i for i in ids if self.above(i) < max(self.ef, self.best)]:
+            self.counts[self.bucket(i)] += 1
+            self.waiting[i] = len(self.held)
+            self.held.append(i)
+
+    def pop(self):
+        if not self.waiting:
+            return None
+        likeliest = max(self.waiting, key=lambda i: (self.bucket(i), self.waiting[i]))
+        if self.above(likeliest) >= self.ef:
+            return None
+        del self.waiting[likeliest]
+        return likeliest
+
+
+def slow_walk(graph, keys, queries, k, ef):
+    """The walk of queries together: keys read, how many were expanded, and of each the best k and the exact.
+
+    At a time each query has eight keys expanded that no other had, five where there are several queries.
+    """
+    starts = [int(i) for q in queries for i in (graph.entry, *graph.seeds[np.argmax(graph.centroids @ q)])]
+    read = list(dict.fromkeys(i for i in starts if i >= 0))
     best = min(len(keys), max(2 * k + 64, ef // 4)) if graph.code_bytes else k
-    first = np.array([score[i] for i in read], np.float32)
-    spread = max(np.float32(first.max() - first.min()), np.float32(1e-6 + 1e-6 * abs(first.max())))
-    low, per_unit = first.min() - 2 * spread, np.float32(1024) / (5 * spread)
-    held, waiting, expanded = [], {}, 0  # waiting: when it came, by key
-    counts = np.zeros(1024, int)  # of those held, by bucket
-
-    def bucket(i):
-        return int(np.clip((score[i] - low) * per_unit, 0, 1023))
-
-    def above(i):
-        return counts[bucket(i) + 1 :].sum()
-
-    def push(ids):
-        good = [i for i in ids if above(i) < max(ef, best)]
-        for i in good:
-            counts[bucket(i)] += 1
-            waiting[i] = len(held)
-            held.append(i)
-
-    push(read)
+    queues = [SlowQueue(slow_scores(graph, query, keys), read, ef, best) for query in queries]
+    own, expanded = max(5, 8 // len(queries)), set()
     while True:
         together = []
-        while waiting and len(together) < 8:
-            likeliest = max(waiting, key=lambda i: (bucket(i), waiting[i]))
-            if above(likeliest) >= ef:
-                break
-            del waiting[likeliest]
-            together.append(likeliest)
+        for queue in queues:
+            mine = 0
+            while mine < own and (key := queue.pop()) is not None:
+                if key not in expanded:
+                    expanded.add(key)
+                    together.append(key)
+                    mine += 1
         if not together:
             break
-        expanded += len(together)
-        fresh = dict.fromkeys(int(j) for j in graph.links[together].ravel() if j >= 0)
         seen = set(read)
-        fresh = [j for j in fresh if j not in seen]
+        fresh = [j for j in dict.fromkeys(graph.links[together].ravel().tolist()) if j >= 0 and j not in seen]
         read += fresh
-        push(fresh)
-    exact = read if not graph.code_bytes else [i for i in held if above(i) < best]
-    true = dict(enumerate(dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))))
-    found = exact if graph.code_bytes else held
-    return set(read), sorted(found, key=lambda i: (-true[i], i))[:k], expanded, exact
+        for queue in queues:
+            queue.push(fresh)
+    answers = []
+    for query, queue in zip(queries, queues, strict=True):
+        exact = [i for i in queue.held if queue.above(i) < best] if graph.code_bytes else read
+        true = dot_rows(query, keys, np.arange(len(keys), dtype=np.int32))
+        found = exact if graph.code_bytes else queue.held
+        answers.append((sorted(found, key=lambda i: (-true[i], i))[:k], exact))
+    return read, expanded, answers
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
 @pytest.mark.parametrize("spec", ["ra", "ra:codes=false"])
 @pytest.mark.parametrize(("k", "ef"), [(10, 10), (10, 40), (40, 10), (3, 300)])
-def test_counters_are_exact(spec, k, ef):
-    index = built(spec, KEYS, LEARN)
+def test_finds_and_counters_are_those_of_a_slow_walk(spec, group, k, ef):
+    index = built(spec, KEYS, LEARN, Head(group=group))
     graph = index._graphs[0]
     found = index.search(TEST[:8], k, ef=ef)
-    for i, query in enumerate(TEST[:8]):
-        read, best, expanded, exact = slow_walk(graph, KEYS, query, k, ef)
-        assert found.work.keys_read[i] == len(read)
-        assert found.work.exact[i] == len(exact)
-        np.testing.assert_array_equal(found.ids[i], best)
-        rows = len(read) * graph.code_bytes + len(exact) * 2 * KEYS.shape[1] + expanded * 4 * index.degree
-        assert found.work.bytes_read[i] == rows + graph.start_bytes
+    for first in range(0, 8, group):
+        queries = TEST[first : min(first + group, 8)]
+        read, expanded, answers = slow_walk(graph, KEYS, queries, k, ef)
+        for i, (best, exact) in enumerate(answers):
+            row = first + i
+            np.testing.assert_array_equal(found.ids[row], best)
+            assert found.work.keys_read[row] == len(read)
+            assert found.work.exact[row] == len(exact)
+        rows = slice(first, first + len(queries))
+        own = found.work.exact[rows].sum() * 2 * KEYS.shape[1] + len(queries) * graph.start_bytes
+        shared = sum(_shares(len(read), len(queries))) * graph.code_bytes
+        links = sum(_shares(len(expanded), len(queries))) * 4 * index.degree
+        assert found.work.bytes_read[rows].sum() == own + shared + links
+
+
+def _shares(read, queries):
+    shares = [(read + i) // queries for i in range(queries)]
+    assert sum(shares) == read
+    return shares
 
 
 @pytest.mark.parametrize("d", [1, 3, 32, 62, 63, 64, 80, 128, 200])
@@ -309,17 +342,19 @@ def test_every_kernel_scores_codes_exactly(stride, kernel):
     rng = np.random.default_rng(stride)
     codes = rng.integers(0, 256, (50, stride)).astype(np.uint8)
     steps = np.geomspace(0.01, 7, 256).astype(np.float32)[None]
-    levels = rng.integers(-127, 128, (1, 2 * stride)).astype(np.int32)
+    levels = rng.integers(-127, 128, (8, 2 * stride)).astype(np.int32)
+    middles = np.linspace(-9, 31.5, 8, dtype=np.float32)[None]
     chunks = codes.reshape(50, -1, 32)
     spread = np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(50, -1).astype(np.int64)
-    sums = (spread @ levels[0].astype(np.int64)).astype(np.float32)
-    expected = steps[0, codes[:, -1]] * (sums - np.float32(31.5))
+    sums = (levels.astype(np.int64) @ spread.T).astype(np.float32)
+    expected = steps[0, codes[:, -1]] * (sums - middles.T)
     _ra.force_kernel(kernel)
     try:
         for count in (1, 2, 7, 8, 9, 15, 16, 17, 50):
             ids = rng.integers(0, 50, (1, count)).astype(np.int32)
-            found = _ra.score_codes(codes, steps, levels, 31.5, ids)
-            np.testing.assert_array_equal(found, expected[ids[0]])
+            for queries in (1, 2, 7, 8):
+                found = _ra.score_codes(codes, steps, levels[:queries], middles[:, :queries], ids)
+                np.testing.assert_array_equal(found, expected[:queries, ids[0]])
     finally:
         _ra.force_kernel("")
 
@@ -357,12 +392,27 @@ def test_a_walk_keeps_the_keys_not_below_a_score_in_their_order(kernel):
         _ra.force_kernel("")
 
 
-def test_walks_together_are_walks_alone(index):
-    together = index.search(TEST[:23], 10, ef=20)
-    for i in range(23):
-        alone = index.search(TEST[i : i + 1], 10, ef=20)
-        np.testing.assert_array_equal(alone.ids[0], together.ids[i])
-        assert alone.work.keys_read[0] == together.work.keys_read[i]
+@pytest.mark.parametrize(
+    ("group", "together", "parts"),
+    [(1, 0, 1), (4, 0, 4), (4, 1, 1), (4, 3, 2), (8, 0, 8), (12, 0, 6), (20, 0, 7)],
+)
+def test_a_token_s_answer_depends_on_its_own_rows_only(index, group, together, parts):
+    """And of those on the ones that walk together: at most eight, as equal parts of the token as can be."""
+    index = built(keys=KEYS, learn=LEARN, about=Head(group=group), threads=3)
+    whole = index.search(TEST[:50], 10, ef=20, together=together)
+    for token in range(0, 50, group):
+        for first in range(token, min(token + group, 50), parts):
+            rows = slice(first, min(first + parts, token + group, 50))
+            alone = index.search(TEST[rows], 10, ef=20, together=together)
+            np.testing.assert_array_equal(alone.ids, whole.ids[rows])
+            np.testing.assert_array_equal(alone.work.keys_read, whole.work.keys_read[rows])
+
+
+def test_queries_find_more_together_and_read_fewer_bytes():
+    index = built(keys=KEYS, learn=LEARN, about=Head(group=4))
+    alone, shared = (index.search(TEST, 50, ef=60, together=together) for together in (1, 0))
+    assert recall(shared.ids, TRUTH) > recall(alone.ids, TRUTH)
+    assert shared.work.bytes_read.mean() < alone.work.bytes_read.mean()
 
 
 def test_a_walk_s_memory_fits_the_graph_that_comes_after():

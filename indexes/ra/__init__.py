@@ -17,9 +17,10 @@ What differs from them:
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
   eight keys at a time, RoarGraph's one.
 - A walk goes by 4-bit codes of the keys in those coordinates (`ra_bench.indexes._balance`); the best
-  2 k + 64 by code, or a quarter of `ef`, are scored by their rows. A thread walks for up to four queries in
-  turn, so that one works while the others wait for memory.
-- The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`.
+  2 k + 64 by code, or a quarter of `ef`, are scored by their rows.
+- The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`. And
+  those of one token walk together (`together`): each has its own queue, but a key that one of them reads is
+  scored for all, and no key is expanded twice.
 - Inserted keys (neither paper says how): a sample of the learn queries is kept with their exact neighbours,
   which are brought up to date and projected onto the new keys among them; a search for each new key finds its
   other links.
@@ -52,6 +53,7 @@ CODE_PARTS = ("to_key", "to_query", "offset")
 MAPPED = ("links", "codes")  # stay in their files where the index is mapped
 KEPT_WIDTH = 100  # nearest keys of each kept query
 KEYS_PER_KEPT_QUERY = 16  # at least: kept queries must not weigh more than the links
+MOST_TOGETHER = 8  # query rows that walk together
 LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
 
@@ -128,17 +130,26 @@ class Ra(Index):
             rows_of_head = mine if mine.any() else np.ones_like(mine)
             self._graphs.append(self._build_graph(learn[rows_of_head], neighbors[rows_of_head], near_keys))
 
-    def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0) -> Found:
-        """Best-first search that expands the best `ef` keys (0: 3 k) that it meets.
+    def search(self, queries: np.ndarray, k: int | None, *, ef: int = 0, together: int = 0) -> Found:
+        """Best-first search that expands the best `ef` keys (0: 3 k) that each query meets.
 
         An `ef` below k is allowed: more are kept than expanded. By codes, the best 2 k + 64 or a quarter of
-        `ef` are then scored by their rows, all where `ef` is n.
+        `ef` are then scored by their rows, all where `ef` is n. `together` query rows of a token (0: all; at
+        most 8) share what they read: a key that one of them comes to is scored for all. It counts for each in
+        `keys_read`, and its bytes once. Several graphs, one a query head, share nothing.
         """
         from ra_bench.indexes.ra import _ra
 
-        k, ef = _checked_effort(k, ef)
+        k, ef, together = _checked_effort(k, ef, together)
         ids, *counts = _ra.search(
-            self._graphs, self.keys, np.asarray(queries, np.float32), k=k, ef=ef, threads=self.threads
+            self._graphs,
+            self.keys,
+            np.asarray(queries, np.float32),
+            k=k,
+            ef=ef,
+            group=self.group,
+            together=together,
+            threads=self.threads,
         )
         return Found(ids, Work(*counts))
 
@@ -152,13 +163,21 @@ class Ra(Index):
         threads: int = 1,
         **effort: Any,
     ) -> Sequence[Work]:
-        """Search and attention of all heads in one native call; a thread takes up to four queries in turn."""
+        """Search and attention of all heads in one native call.
+
+        The rows of a head that walk together are one thread's work: where threads outnumber the heads,
+        `together=1` or 2 may be sooner done.
+        """
         from ra_bench.indexes.ra import _ra
 
         heads = [index for index in indexes if type(index) is Ra]
-        if len(heads) < len(indexes):
-            return super().attend_layer(indexes, queries, k, out, threads, **effort)
         checked = [_checked_effort(k, **{**head.fixed_effort, **effort}) for head in heads]
+        walks = {
+            (head.group, together, len(head._graphs))
+            for head, (_, _, together) in zip(heads, checked, strict=True)
+        }
+        if len(heads) < len(indexes) or len(walks) > 1:
+            return super().attend_layer(indexes, queries, k, out, threads, **effort)
         values = [head.values_to_attend for head in heads]
         *counts, attended = _ra.attend_layer(
             [head._graphs for head in heads],
@@ -166,7 +185,9 @@ class Ra(Index):
             values,
             layer_rows(queries, len(heads)),
             k=checked[0][0],
-            efs=[ef for _, ef in checked],
+            efs=[ef for _, ef, _ in checked],
+            group=heads[0].group,
+            together=checked[0][2],
             output=out.output,
             lse=out.lse,
             threads=threads,
@@ -299,9 +320,10 @@ class Ra(Index):
         return np.arange(count) * learn // max(1, count)
 
 
-def _checked_effort(k: int | None, ef: int = 0) -> tuple[int, int]:
-    """`k` and `ef` as the search takes them, defaults filled in."""
+def _checked_effort(k: int | None, ef: int = 0, together: int = 0) -> tuple[int, int, int]:
+    """The arguments as the native search takes them, defaults filled in."""
     k = DEFAULT_K if k is None else k
-    if k < 0 or ef < 0:
-        raise ValueError(f"k and ef must not be negative, got {k} and {ef}")
-    return k, ef or max(1, 3 * k)
+    for name, value in (("k", k), ("ef", ef), ("together", together)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    return k, ef or max(1, 3 * k), together or MOST_TOGETHER

@@ -14,10 +14,11 @@ constexpr uint8_t kMiddleByte = 128;
 struct CodeKernels {
   const char* name;
   bool (*supported)();
-  // scores[i] = step * (levels · code - middle) of key ids[i], for i < count: its inner product with the query but
-  // for a factor and an addend that are the same for all keys. Prefetches the codes.
-  void (*score)(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
-                const int32_t* ids, size_t count, float* scores);
+  // scores[q * apart + i] = step * (levels[q] · code - middles[q]) of key ids[i], for q < queries and i < count: its
+  // inner product with the query but for a factor and an addend that are the same for all keys. Reads each code once,
+  // and prefetches it.
+  void (*score)(const uint8_t* rows, size_t stride, const float* steps, const int8_t* const* levels,
+                const float* middles, size_t queries, const int32_t* ids, size_t count, float* scores, size_t apart);
   // Copies the keys whose scores are not below `least`, in their order; returns how many they are.
   size_t (*keep_good)(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,
                       float* good_scores);

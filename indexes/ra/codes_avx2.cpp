@@ -41,13 +41,15 @@ inline int32_t sum_of(const uint8_t* row, size_t stride, const int8_t* levels) {
   return sum_lanes(sums);
 }
 
-void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
-           const int32_t* ids, size_t count, float* scores) {
+void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* const* levels, const float* middles,
+           size_t queries, const int32_t* ids, size_t count, float* scores, size_t apart) {
   for (size_t i = 0; i < count && i < kAhead; ++i) fetch(rows + static_cast<size_t>(ids[i]) * stride, stride);
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch(rows + static_cast<size_t>(ids[i + kAhead]) * stride, stride);
     const uint8_t* row = rows + static_cast<size_t>(ids[i]) * stride;
-    scores[i] = steps[row[stride - 1]] * (static_cast<float>(sum_of(row, stride, levels)) - middle);
+    const float step = steps[row[stride - 1]];
+    for (size_t q = 0; q < queries; ++q)
+      scores[q * apart + i] = step * (static_cast<float>(sum_of(row, stride, levels[q])) - middles[q]);
   }
 }
 

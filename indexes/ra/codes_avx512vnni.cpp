@@ -18,12 +18,20 @@ inline void fetch(const uint8_t* row, size_t stride) {
     _mm_prefetch(reinterpret_cast<const char*>(row + offset), _MM_HINT_T0);
 }
 
-inline __m256i add_chunk(__m256i sums, const uint8_t* row, const int8_t* levels) {
+struct Chunk {
+  __m256i low, high;
+};
+
+inline Chunk unpacked(const uint8_t* row) {
   const __m256i low = _mm256_set1_epi8(15);
   const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  return {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
+}
+
+inline __m256i add_chunk(__m256i sums, const Chunk& chunk, const int8_t* levels) {
   const __m256i* q = reinterpret_cast<const __m256i*>(levels);
-  sums = _mm256_dpbusd_epi32(sums, _mm256_and_si256(both, low), _mm256_loadu_si256(q));
-  return _mm256_dpbusd_epi32(sums, _mm256_and_si256(_mm256_srli_epi16(both, 4), low), _mm256_loadu_si256(q + 1));
+  sums = _mm256_dpbusd_epi32(sums, chunk.low, _mm256_loadu_si256(q));
+  return _mm256_dpbusd_epi32(sums, chunk.high, _mm256_loadu_si256(q + 1));
 }
 
 // The sums of eight vectors' lanes.
@@ -36,8 +44,9 @@ inline __m256i sum_lanes(const __m256i* v) {
 
 // S is stride where the compiler shall know it, 0 for any.
 template <size_t S>
-void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const int8_t* levels, float middle,
-              const int32_t* ids, size_t count, float* scores) {
+void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const int8_t* const* levels,
+              const float* middles, size_t queries, const int32_t* ids, size_t count, float* scores, size_t apart) {
+  constexpr size_t kChunks = S ? S / kChunkBytes : 1;
   const size_t stride = S ? S : any_stride;
   for (size_t i = 0; i < count && i < kAhead; ++i) fetch(rows + static_cast<size_t>(ids[i]) * stride, stride);
   for (size_t i = 0; i < count; i += kTogether) {
@@ -45,31 +54,40 @@ void score_of(const uint8_t* rows, size_t any_stride, const float* steps, const 
       fetch(rows + static_cast<size_t>(ids[r]) * stride, stride);
     // A last block of fewer keys repeats its last one: cheaper than a second loop.
     const size_t last = count - 1;
-    __m256i sums[kTogether];
+    const uint8_t* row[kTogether];
+    Chunk chunks[kTogether][kChunks];
     float step_of[kTogether];
     for (size_t r = 0; r < kTogether; ++r) {
-      const uint8_t* row = rows + static_cast<size_t>(ids[i + r < last ? i + r : last]) * stride;
-      sums[r] = _mm256_setzero_si256();
-      for (size_t c = 0; c < stride; c += kChunkBytes) sums[r] = add_chunk(sums[r], row + c, levels + 2 * c);
-      step_of[r] = steps[row[stride - 1]];
+      row[r] = rows + static_cast<size_t>(ids[i + r < last ? i + r : last]) * stride;
+      if (S)
+        for (size_t c = 0; c < kChunks; ++c) chunks[r][c] = unpacked(row[r] + c * kChunkBytes);
+      step_of[r] = steps[row[r][stride - 1]];
     }
     // Put together in registers: a load of eight numbers that were stored one by one waits for all of them.
     const __m256 step = _mm256_setr_ps(step_of[0], step_of[1], step_of[2], step_of[3], step_of[4], step_of[5],
                                        step_of[6], step_of[7]);
-    const __m256 eight =
-        _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(sum_lanes(sums)), _mm256_set1_ps(middle)));
-    if (i + kTogether <= count) _mm256_storeu_ps(scores + i, eight);
-    else _mm256_mask_storeu_ps(scores + i, static_cast<__mmask8>((1u << (count - i)) - 1), eight);
+    const auto there = static_cast<__mmask8>(i + kTogether <= count ? 0xffu : (1u << (count - i)) - 1);
+    for (size_t q = 0; q < queries; ++q) {
+      __m256i sums[kTogether];
+      for (size_t r = 0; r < kTogether; ++r) {
+        sums[r] = _mm256_setzero_si256();
+        if (S)
+          for (size_t c = 0; c < kChunks; ++c) sums[r] = add_chunk(sums[r], chunks[r][c], levels[q] + 2 * c * kChunkBytes);
+        else
+          for (size_t c = 0; c < stride; c += kChunkBytes)
+            sums[r] = add_chunk(sums[r], unpacked(row[r] + c), levels[q] + 2 * c);
+      }
+      const __m256 middle = _mm256_set1_ps(middles[q]);
+      const __m256 eight = _mm256_mul_ps(step, _mm256_sub_ps(_mm256_cvtepi32_ps(sum_lanes(sums)), middle));
+      _mm256_mask_storeu_ps(scores + q * apart + i, there, eight);
+    }
   }
 }
 
-void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
-           const int32_t* ids, size_t count, float* scores) {
-  switch (stride) {
-    case 32: return score_of<32>(rows, stride, steps, levels, middle, ids, count, scores);
-    case 64: return score_of<64>(rows, stride, steps, levels, middle, ids, count, scores);
-    default: return score_of<0>(rows, stride, steps, levels, middle, ids, count, scores);
-  }
+void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* const* levels, const float* middles,
+           size_t queries, const int32_t* ids, size_t count, float* scores, size_t apart) {
+  const auto of_stride = stride == 32 ? score_of<32> : stride == 64 ? score_of<64> : score_of<0>;
+  of_stride(rows, stride, steps, levels, middles, queries, ids, count, scores, apart);
 }
 
 size_t keep_good(float least, size_t count, const int32_t* ids, const float* scores, int32_t* good_ids,

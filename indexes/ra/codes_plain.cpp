@@ -3,15 +3,17 @@
 namespace ra_bench {
 namespace {
 
-void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* levels, float middle,
-           const int32_t* ids, size_t count, float* scores) {
+void score(const uint8_t* rows, size_t stride, const float* steps, const int8_t* const* levels, const float* middles,
+           size_t queries, const int32_t* ids, size_t count, float* scores, size_t apart) {
   for (size_t i = 0; i < count; ++i) {
     const uint8_t* row = rows + static_cast<size_t>(ids[i]) * stride;
-    int32_t sum = 0;
-    for (size_t c = 0; c < stride; c += kChunkBytes)
-      for (size_t j = 0; j < kChunkBytes; ++j)
-        sum += (row[c + j] & 15) * levels[2 * c + j] + (row[c + j] >> 4) * levels[2 * c + kChunkBytes + j];
-    scores[i] = steps[row[stride - 1]] * (static_cast<float>(sum) - middle);
+    for (size_t q = 0; q < queries; ++q) {
+      int32_t sum = 0;
+      for (size_t c = 0; c < stride; c += kChunkBytes)
+        for (size_t j = 0; j < kChunkBytes; ++j)
+          sum += (row[c + j] & 15) * levels[q][2 * c + j] + (row[c + j] >> 4) * levels[q][2 * c + kChunkBytes + j];
+      scores[q * apart + i] = steps[row[stride - 1]] * (static_cast<float>(sum) - middles[q]);
+    }
   }
 }
 

@@ -15,21 +15,24 @@ namespace ra_bench {
 namespace {
 
 // The loop over codes alone, by the kernels that are in force.
-nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps, const Array& levels, float middle,
-                                          const Array& ids) {
-  const Matrix<float> table("steps", steps);
+nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps, const Array& levels,
+                                          const Array& middles, const Array& ids) {
+  const Matrix<float> table("steps", steps), middle("middles", middles);
   const Matrix<int32_t> wide("levels", levels), chosen("ids", ids);
   if (codes.ndim() != 2 || !is_uint8(codes) || !is_contiguous(codes) || codes.shape(1) % kChunkBytes)
     refuse("codes must be (n, bytes) uint8, C-contiguous, whole chunks of " + std::to_string(kChunkBytes) + " bytes");
   const size_t stride = codes.shape(1);
-  if (table.m != 1 || table.columns != kSteps || wide.m != 1 || wide.columns != 2 * stride)
-    refuse("steps must be (1, " + std::to_string(kSteps) + ") and levels (1, " + std::to_string(2 * stride) + ")");
+  if (table.m != 1 || table.columns != kSteps || wide.columns != 2 * stride)
+    refuse("steps must be (1, " + std::to_string(kSteps) + ") and levels (queries, " + std::to_string(2 * stride) + ")");
+  if (middle.m != 1 || middle.columns != wide.m || chosen.m != 1) refuse("middles must be (1, queries), ids (1, m)");
   check_ids("ids", chosen.data, chosen.columns, codes.shape(0));
-  const std::vector<int8_t> narrow(wide.data, wide.data + wide.columns);
+  const std::vector<int8_t> narrow(wide.data, wide.data + wide.m * wide.columns);
+  std::vector<const int8_t*> of_query;
+  for (size_t q = 0; q < wide.m; ++q) of_query.push_back(narrow.data() + q * wide.columns);
   float* scores;
-  auto out = new_array<float>(scores, chosen.columns);
-  code_kernels().score(static_cast<const uint8_t*>(codes.data()), stride, table.data, narrow.data(), middle,
-                       chosen.data, chosen.columns, scores);
+  auto out = new_array<float>(scores, wide.m, chosen.columns);
+  code_kernels().score(static_cast<const uint8_t*>(codes.data()), stride, table.data, of_query.data(), middle.data, wide.m,
+                       chosen.data, chosen.columns, scores, chosen.columns);
   return out;
 }
 
@@ -85,8 +88,8 @@ std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vecto
 
 void add_probes(nb::module_& m) {
   using namespace nb::literals;
-  m.def("score_codes", &score_codes, "codes"_a, "steps"_a, "levels"_a, "middle"_a, "ids"_a,
-        "For tests: what the codes ids (1, m) score for a query of levels (1, 2 * bytes) int32.");
+  m.def("score_codes", &score_codes, "codes"_a, "steps"_a, "levels"_a, "middles"_a, "ids"_a,
+        "For tests: what the codes ids (1, m) score for queries of levels (queries, 2 * bytes) int32.");
   m.def("keep_good", &keep_good, "ids"_a, "scores"_a, "least"_a, "For tests: the keys that a walk keeps.");
   m.def("prune", &prune_one, "keys"_a, "node"_a, "ids"_a, nb::kw_only(), "radius"_a, "most"_a, "fill"_a,
         "rounded"_a = false, "For tests: the ids that pruning keeps, by the keys or by them rounded to 8 bits.");

@@ -8,15 +8,14 @@
 #include <algorithm>
 #include <memory>
 
+#include "answers.hpp"
 #include "arrays.hpp"
-#include "attention.hpp"
 #include "build.hpp"
 #include "built.hpp"
 #include "pool.hpp"
 #include "probes.hpp"
 #include "rounded.hpp"
 #include "search.hpp"
-#include "walk.hpp"
 
 namespace ra_bench {
 namespace {
@@ -82,136 +81,6 @@ void insert(Built& built, const Array& keys, int threads) {
   settings.fill = true;  // a new key has few links from queries, or none
   built.codes.encode(kernels(), rows, false, built.graph.n, built.settings.threads);
   insert_keys(kernels(), built.geometry(rows), settings, built.graph);
-}
-
-// The graphs of one head, of which query g uses number g % size, and its keys.
-struct HeadGraphs {
-  HeadGraphs(const std::vector<Built*>& all, const Rows& rows) : graphs(all), keys(rows) {
-    if (graphs.empty()) refuse("graphs must not be empty");
-    for (const Built* built : graphs)
-      if (!built || built->graph.n != keys.n || built->graph.dim != keys.d)
-        refuse("keys must be those of the graph");
-  }
-
-  const Built& of_query(size_t g) const { return *graphs[g % graphs.size()]; }
-
-  // The search of query number g.
-  Task task(size_t g, const float* query, const Effort& effort, int32_t* ids) const {
-    const Built& built = of_query(g);
-    return {&keys, &built.graph, &built.codes, query, effort, ids};
-  }
-
-  // What the walk of query number g read: codes, rows, links, and what it found its starts by.
-  int64_t bytes_read(size_t g, const Walk& walk) const {
-    const Built& built = of_query(g);
-    return walk.dots * static_cast<int64_t>(built.codes.stride) + walk.exact * static_cast<int64_t>(keys.row_bytes()) +
-           walk.expansions * static_cast<int64_t>(built.graph.degree * 4) + static_cast<int64_t>(built.start_bytes());
-  }
-
-  const std::vector<Built*>& graphs;
-  Rows keys;
-};
-
-// Walks for the queries [begin, end), `task_of(i)` each, and shows `done(i, walk)` what came of them.
-template <class TaskOf, class Done>
-void search_queries(const Kernels& table, size_t begin, size_t end, const TaskOf& task_of, const Done& done) {
-  thread_local Walk walks[kWalksTogether];  // kept from call to call
-  Task tasks[kWalksTogether];
-  for (size_t first = begin; first < end; first += kWalksTogether) {
-    const size_t count = std::min(kWalksTogether, end - first);
-    for (size_t i = 0; i < count; ++i) tasks[i] = task_of(first + i);
-    walk_graphs(table, tasks, count, walks);
-    for (size_t i = 0; i < count; ++i) done(first + i, walks[i]);
-  }
-}
-
-// How many queries a thread walks for at a time. Among several threads balance is worth more than walks in turn: a
-// query on one head may take five times as long as on another.
-int64_t together(int64_t queries, int threads) {
-  constexpr auto kMost = static_cast<int64_t>(kWalksTogether);
-  if (threads <= 1) return kMost;
-  return std::clamp<int64_t>(queries / (4 * threads), 1, kMost);
-}
-
-nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Array& queries, size_t k,
-                 size_t ef, int threads) {
-  const HeadGraphs head(graphs, rows_of("keys", keys));
-  const Matrix<float> asked("queries", queries);
-  if (asked.columns != head.keys.d)
-    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
-           std::to_string(asked.columns));
-  int32_t* ids;
-  int64_t *read, *exact, *bytes;
-  auto ids_array = new_array<int32_t>(ids, asked.m, k);
-  auto read_array = new_array<int64_t>(read, asked.m);
-  auto exact_array = new_array<int64_t>(exact, asked.m);
-  auto bytes_array = new_array<int64_t>(bytes, asked.m);
-  {
-    nb::gil_scoped_release release;
-    const Kernels& table = kernels();
-    const auto count = static_cast<int64_t>(asked.m);
-    parallel_for(threads, count, together(count, threads), [&](int64_t begin, int64_t end, int) {
-      const auto task_of = [&](size_t i) {
-        return head.task(i, asked.row(i), {k, std::max<size_t>(ef, 1)}, ids + i * k);
-      };
-      search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
-                     [&](size_t i, const Walk& walk) {
-                       read[i] = walk.dots;
-                       exact[i] = walk.exact;
-                       bytes[i] = head.bytes_read(i, walk);
-                     });
-    });
-  }
-  return nb::make_tuple(ids_array, read_array, exact_array, bytes_array);
-}
-
-nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std::vector<Array>& keys,
-                       const std::vector<Array>& values, const Array& queries, size_t k,
-                       const std::vector<size_t>& efs, const Writable& output, const Writable& lse,
-                       int threads) {
-  const LayerQueries layer(queries, output, lse);
-  if (graphs.size() != layer.heads || keys.size() != layer.heads || values.size() != layer.heads ||
-      efs.size() != layer.heads)
-    refuse("graphs, keys, values and efs must be one each for " + std::to_string(layer.heads) + " heads");
-  std::vector<HeadGraphs> heads;
-  std::vector<Rows> value_rows;
-  for (size_t h = 0; h < layer.heads; ++h) {
-    heads.emplace_back(graphs[h], rows_of("keys", keys[h]));
-    value_rows.push_back(rows_of("values", values[h]));
-    layer.check_head(heads[h].keys, value_rows[h]);
-  }
-  int64_t *read, *exact, *bytes, *attended;
-  auto read_array = new_array<int64_t>(read, layer.heads, layer.m);
-  auto exact_array = new_array<int64_t>(exact, layer.heads, layer.m);
-  auto bytes_array = new_array<int64_t>(bytes, layer.heads, layer.m);
-  auto attended_array = new_array<int64_t>(attended, layer.heads, layer.m);
-  {
-    nb::gil_scoped_release release;
-    const Kernels& table = kernels();
-    const auto count = static_cast<int64_t>(layer.heads * layer.m);
-    const int64_t grain = together(count, threads);
-    parallel_for(threads, count, grain, [&](int64_t begin, int64_t end, int) {
-      thread_local std::vector<int32_t> ids;
-      if (ids.size() < static_cast<size_t>(grain) * k) ids.resize(static_cast<size_t>(grain) * k);
-      const auto ids_of = [&](size_t i) { return ids.data() + (i - static_cast<size_t>(begin)) * k; };
-      const auto query_of = [&](size_t i) { return layer.queries + i * layer.d; };
-      const auto task_of = [&](size_t i) {
-        const size_t h = i / layer.m;
-        return heads[h].task(i % layer.m, query_of(i), {k, std::max<size_t>(efs[h], 1)}, ids_of(i));
-      };
-      search_queries(table, static_cast<size_t>(begin), static_cast<size_t>(end), task_of,
-                     [&](size_t i, const Walk& walk) {
-                       const size_t h = i / layer.m;
-                       read[i] = walk.dots;
-                       exact[i] = walk.exact;
-                       bytes[i] = heads[h].bytes_read(i % layer.m, walk);
-                       attended[i] = static_cast<int64_t>(attend_query(table, query_of(i), ids_of(i), k, heads[h].keys,
-                                                                       value_rows[h], layer.output + i * layer.d,
-                                                                       layer.lse + i));
-                     });
-    });
-  }
-  return nb::make_tuple(read_array, exact_array, bytes_array, attended_array);
 }
 
 template <class T>
@@ -327,14 +196,7 @@ NB_MODULE(_ra, m) {
         "entry"_a, "radius"_a, "query_degree"_a, "lists"_a, "candidates"_a, "beam"_a,
         "copy"_a, "A graph from its parts; raises ValueError where they do not fit each other.");
   m.def("most_kept", &most_kept, "d"_a, "How many dimensions a code of d dimensions can hold.");
-  m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "threads"_a,
-        "ids (m, k) int32 best first; keys read, those scored by their rows, and bytes read, each (m,) int64. Query\n"
-        "row r uses graph r % G.");
-  m.def("attend_layer", &attend_layer, "graphs"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a,
-        "efs"_a, "output"_a, "lse"_a, "threads"_a,
-        "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
-        "and H efs; queries (H, G, d) into output (H, G, d) and lse (H, G). Returns keys read,\n"
-        "those scored by their rows, bytes read, and keys attended, each (H, G) int64.");
+  add_answers(m);
   add_probes(m);
   m.def("force_kernel", &force_kernels, "name"_a,
         "Makes every call of this module use the named kernel; '' goes back to the best. For tests.");

@@ -73,8 +73,9 @@ inline size_t score_fresh(const Kernels& kernels, const Geometry& geometry, cons
                           size_t count, size_t capacity, Beam& beam) {
   if (target.code) {
     const Codes& codes = *geometry.codes;
-    code_kernels().score(codes.rows, codes.stride, codes.steps.data(), target.code->levels.data(), target.code->middle,
-                         beam.fresh.data(), count, beam.scores.data());
+    const int8_t* levels = target.code->levels.data();
+    code_kernels().score(codes.rows, codes.stride, codes.steps.data(), &levels, &target.code->middle, 1,
+                         beam.fresh.data(), count, beam.scores.data(), count);
     for (size_t i = 0; i < count; ++i)
       beam.scores[i] = beam.scores[i] * target.code->scale +
                        target.extra * geometry.extra_of(static_cast<size_t>(beam.fresh[i]));
