@@ -270,6 +270,15 @@ def test_the_effort_is_the_cheapest_that_reads_enough(config_folder, tmp_path):
     assert row["keys_read_share"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("fixed", "chosen"), [("ef=7", {"ef": 7}), ("together=1", {"ef": 10, "together": 1})]
+)
+def test_an_effort_fixed_in_part_is_chosen_for_the_rest(fixed, chosen, config_folder, tmp_path):
+    settings = random_settings(config_folder, f"ra:{fixed}", min_keys_read=0.01, baselines=())
+    rows, _ = run(settings, tmp_path / "out")
+    assert json.loads(rows[f"ra:{fixed}", 20, 0]["effort"]) == chosen
+
+
 def test_efforts_of_one_method_share_a_build(config_folder, tmp_path):
     specs = [f"{PLANTED}::Prefix:share={share}" for share in (0.25, 0.5)]
     rows, started = run(random_settings(config_folder, *specs, baselines=()), tmp_path / "out")

@@ -120,22 +120,24 @@ class Built:
         self.build(prefilled, learn_sizes)
         self.build_s, self.knn_s, self.ready_s = times
 
-    def choose_effort(self, prefilled: Prefilled, k: int, least_share: float) -> dict[str, Any]:
+    def choose_effort(
+        self, prefilled: Prefilled, k: int, least_share: float, fixed: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The cheapest setting of the sweep that reads `least_share` of the keys a query, or the dearest.
 
-        Tried with the queries of the prompt's last tokens, on one head of a few layers. Empty where the
-        method hides what it reads.
+        Tried with the queries of the prompt's last tokens, on one head of a few layers. What is `fixed` stays
+        as it is, and is all where the method hides what it reads.
         """
         layers = self.layers[:: max(1, len(self.layers) // 4)]
         tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
-        efforts = tries[0][0].effort_sweep(self.tokens, k)
+        efforts = [{**effort, **fixed} for effort in tries[0][0].effort_sweep(self.tokens, k)]
         for effort in efforts:
             answers = [
                 (index.search if index.has_search else index.attend, queries) for index, queries in tries
             ]
             works = [answer(queries, k, **effort).work.keys_read for answer, queries in answers]
             if any(work is None for work in works):
-                return {}
+                return dict(fixed)
             if np.mean([np.mean(work) for work in works if work is not None]) >= least_share * self.tokens:
                 return effort
         return efforts[-1]

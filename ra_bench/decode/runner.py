@@ -96,8 +96,8 @@ class Runner:
         assert arm.k is not None
         asked = self._plan.settings
         effort = dict(arm.spec.effort)
-        if asked.min_keys_read is not None and not effort:
-            effort = built.choose_effort(self._prefilled, arm.k, asked.min_keys_read)
+        if asked.min_keys_read is not None:
+            effort = built.choose_effort(self._prefilled, arm.k, asked.min_keys_read, effort)
         keys, index_bytes = built.tokens, built.host_bytes
         if more and built.is_stateful:
             built.save()  # now: the first step is observed already
