@@ -69,7 +69,8 @@ def train_lists(
     probed in the order of q·centroid find 3 to 15 % more of the true top 100 of attention keys at the same
     cost. Fewer than `at_least` rows are repeated for the training, a little moved: codebooks of equal rows
     make faiss divide by zero. Codebooks train on one thread: their loops are so short that on a busy machine
-    two threads took 46 s for what one does in 1 s. `on_device`: k-means runs on the GPU, where there is one.
+    two threads took 46 s for what one does in 1 s. `on_device`: k-means in torch, on the
+    GPU where there is one, over all rows.
     """
     faiss = library()
     use_threads(threads)
@@ -85,7 +86,7 @@ def train_lists(
     if on_device:
         from ra_bench.indexes._kmeans import kmeans
 
-        centroids, lists = kmeans(rows, index.nlist, iterations, seed)
+        centroids, lists = kmeans(rows, index.nlist, iterations, seed, threads)
         index.quantizer.add(centroids)
     else:
         index.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)  # the centroids

@@ -8,34 +8,43 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ra_bench.attention import best_device
+from ra_bench.attention import best_device, on_device
 
 BLOCK_ELEMENTS = 1 << 26  # of the matrix of products: 256 MB of float32
 
 
-def kmeans(rows: np.ndarray, count: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def kmeans(
+    rows: np.ndarray, count: int, iterations: int, seed: int, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Centroids (count, d) float32 of `rows` (n, d) float32, and the nearest one (L2) of each row (n,) int64.
 
     Starts from `count` of the rows; a centroid that loses all of its rows stays where it is. Sums go row by
-    row, so that equal rows give equal centroids. Raises ValueError where count is not from 1 to n.
+    row, so that equal rows give equal centroids. Without a GPU on `threads` of the CPU. Raises ValueError
+    where count is not from 1 to n.
     """
     if not 1 <= count <= len(rows):
         raise ValueError(f"count must be from 1 to the {len(rows)} rows, got {count}")
-    device = best_device()
     start = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
-    points = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(device)
-    centroids = points[torch.from_numpy(start).to(device)]
-    for _ in range(iterations):
-        labels = _nearest(points, centroids)
-        sizes = torch.bincount(labels, minlength=count)
-        grouped = points[torch.argsort(labels, stable=True)]
-        sums = torch.segment_reduce(grouped, "sum", lengths=sizes, axis=0, unsafe=True)
-        means = sums / sizes.clamp(min=1)[:, None]
-        centroids = torch.where(sizes[:, None] > 0, means, centroids)
-    return centroids.cpu().numpy(), _nearest(points, centroids).cpu().numpy()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        points = on_device(rows, best_device())
+        centroids = points[torch.from_numpy(start).to(points.device)]
+        for _ in range(iterations):
+            centroids = _means(points, _nearest(points, centroids), centroids)
+        return centroids.cpu().numpy(), _nearest(points, centroids).cpu().numpy()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _means(points: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    sizes = torch.bincount(labels, minlength=len(centroids))
+    grouped = points[torch.argsort(labels, stable=True)]
+    sums = torch.segment_reduce(grouped, "sum", lengths=sizes, axis=0, unsafe=True)
+    return torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centroids)
 
 
 def _nearest(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    half_squares = centroids.square().sum(1) / 2
+    lost = -centroids.square().sum(1) / 2
     block = max(1, BLOCK_ELEMENTS // len(centroids))
-    return torch.cat([torch.argmax(part @ centroids.T - half_squares, 1) for part in points.split(block)])
+    return torch.cat([torch.addmm(lost, part, centroids.T).argmax(1) for part in points.split(block)])

@@ -33,7 +33,7 @@ def decode(
     ] = None,
     min_keys_read: Annotated[
         float | None,
-        typer.Option(help="Least share of keys read a query: chooses the effort from the sweep."),
+        typer.Option(help="Least share of keys read a query: chooses what a spec leaves open of its effort."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer. Default: the task's; 32 with --random-weights.")

@@ -58,6 +58,8 @@ def test_threads_of_openmp_sleep_while_they_wait_unless_the_user_wants_them_awak
     given, wanted, monkeypatch
 ) -> None:
     """Before torch or faiss load, which read it then."""
+    program = "import sys, ra_bench.cli; print('torch' in sys.modules or 'faiss' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
     from ra_bench import cli
 
     monkeypatch.setenv("OMP_WAIT_POLICY", given or "")  # undone at the end, whatever main does

@@ -271,12 +271,18 @@ def test_the_effort_is_the_cheapest_that_reads_enough(config_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fixed", "chosen"), [("ef=7", {"ef": 7}), ("together=1", {"ef": 10, "together": 1})]
+    ("spec", "chosen"),
+    [
+        ("ra:ef=7", {"ef": 7}),
+        ("ra:together=1", {"ef": 10, "together": 1}),
+        ("hnsw@lift:ef=33", {"ef": 33}),  # hides what it reads
+        ("hnsw@lift", {}),
+    ],
 )
-def test_an_effort_fixed_in_part_is_chosen_for_the_rest(fixed, chosen, config_folder, tmp_path):
-    settings = random_settings(config_folder, f"ra:{fixed}", min_keys_read=0.01, baselines=())
+def test_an_effort_fixed_in_part_is_chosen_for_the_rest(spec, chosen, config_folder, tmp_path):
+    settings = random_settings(config_folder, spec, min_keys_read=0.01, baselines=())
     rows, _ = run(settings, tmp_path / "out")
-    assert json.loads(rows[f"ra:{fixed}", 20, 0]["effort"]) == chosen
+    assert [json.loads(row["effort"]) for row in rows.values()] == [chosen]
 
 
 def test_efforts_of_one_method_share_a_build(config_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from ra_bench.indexes._kmeans import kmeans
 
 
@@ -40,6 +41,17 @@ def test_a_centroid_that_loses_its_rows_stays():
     assert np.isfinite(centroids).all()
     assert {tuple(row) for row in centroids.tolist()} <= {(0.0, 0.0), (5.0, 5.0)}
     assert len(np.unique(labels)) == len(np.unique(centroids[labels], axis=0))
+
+
+def test_rows_that_cannot_be_written_to_and_threads_stay_as_they_are():
+    rows = np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)
+    rows.setflags(write=False)
+    before, threads = rows.copy(), torch.get_num_threads()
+
+    kmeans(rows, 4, 2, 0, threads + 1)
+
+    np.testing.assert_array_equal(rows, before)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("count", [0, 6])

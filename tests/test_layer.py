@@ -114,6 +114,9 @@ def test_a_layer_whose_graphs_walk_otherwise_from_head_to_head_is_its_heads(thre
     assert_layer_is_per_head(indexes, K, threads)
     shared = layer("ra", about=Head(group=G))
     assert_layer_is_per_head(shared, K, threads, together=2)
+    longer = layer("ra", about=Head(group=G + 2))  # no head has a whole token
+    for together in (0, 1, 2, 3):
+        assert_layer_is_per_head(longer, K, threads, together=together)
     for h, index in enumerate(shared):
         index.fix_effort(together=1 + h % 2)
     assert_layer_is_per_head(shared, K, threads)

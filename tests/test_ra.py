@@ -147,17 +147,19 @@ def test_pruning_follows_the_rule(lifted, fill):
         assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=fill) == expected
 
 
-def test_pruning_by_rounded_keys_follows_the_rule_on_them():
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("d", [5, 64, 130])
+def test_pruning_by_rounded_keys_follows_the_rule_on_them(d, fill):
     rng = np.random.default_rng(3)
-    keys = rng.standard_normal((60, 5)).astype(np.float32) * rng.uniform(0.5, 2, (60, 1)).astype(np.float32)
+    keys = rng.standard_normal((60, d)).astype(np.float32) * rng.uniform(0.5, 2, (60, 1)).astype(np.float32)
     radius = float(np.linalg.norm(keys, axis=1).max() * 1.05)
     extra = np.sqrt(radius**2 - (keys.astype(np.float64) ** 2).sum(1))
     steps = np.abs(keys).max(1, keepdims=True) / 127
     rounded = np.column_stack([np.floor(keys / steps + 0.5) * steps, extra])
     for node in range(20):
         ids = rng.choice(60, 40, replace=False).tolist()
-        expected = slow_prune(rounded, node, ids, 0.0, 30, False)
-        assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=False, rounded=True) == expected
+        expected = slow_prune(rounded, node, ids, 0.0, 30, fill)
+        assert _ra.prune(keys, node, ids, radius=radius, most=30, fill=fill, rounded=True) == expected
 
 
 def test_a_key_is_offered_those_that_its_queries_name_most():
@@ -311,16 +313,11 @@ def test_finds_and_counters_are_those_of_a_slow_walk(spec, group, k, ef):
             assert found.work.keys_read[row] == len(read)
             assert found.work.exact[row] == len(exact)
         rows = slice(first, first + len(queries))
-        own = found.work.exact[rows].sum() * 2 * KEYS.shape[1] + len(queries) * graph.start_bytes
-        shared = sum(_shares(len(read), len(queries))) * graph.code_bytes
-        links = sum(_shares(len(expanded), len(queries))) * 4 * index.degree
-        assert found.work.bytes_read[rows].sum() == own + shared + links
-
-
-def _shares(read, queries):
-    shares = [(read + i) // queries for i in range(queries)]
-    assert sum(shares) == read
-    return shares
+        row_bytes = 2 * KEYS.shape[1]
+        own = sum(len(exact) for _, exact in answers) * row_bytes if graph.code_bytes else 0
+        shared = len(read) * (graph.code_bytes or row_bytes) + len(expanded) * 4 * index.degree
+        starts = len(queries) * graph.start_bytes
+        assert found.work.bytes_read[rows].sum() == own + shared + starts
 
 
 @pytest.mark.parametrize("d", [1, 3, 32, 62, 63, 64, 80, 128, 200])
@@ -593,13 +590,14 @@ def test_given_neighbours_are_used():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17])
 @pytest.mark.parametrize("d", [1, 7])
-@pytest.mark.parametrize("prune", ["lifted", "raw"])
-def test_tiny_sets_give_every_key_once(n, d, prune):
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("prune", ["balanced", "lifted", "raw"])
+def test_tiny_sets_give_every_key_once(n, d, prune, group):
     rng = np.random.default_rng(n)
     keys = rng.standard_normal((n, d)).astype(np.float16)
     queries = rng.standard_normal((5, d)).astype(np.float32)
     for learn in (None, queries[:0], queries):
-        index = built(f"ra:prune={prune}", keys, learn)
+        index = built(f"ra:prune={prune}", keys, learn, Head(group=group))
         ids = index.search(queries, 30).ids
         assert ids.dtype == np.int32
         assert (np.sort(ids[:, :n], axis=1) == np.arange(n)).all()

@@ -15,7 +15,7 @@ What differs from them:
   queries share a key, to the keys that they name most often. RoarGraph: pivots=1, the last query wins.
 - A search starts at the keys most named by the group of learn queries around the nearest of `centroids` mean
   directions, and at one fixed entry; RoarGraph starts at the key nearest to the mean of keys. It expands
-  eight keys at a time, RoarGraph's one.
+  eight keys at a time, or five of each query that walks along, RoarGraph's one.
 - A walk goes by 4-bit codes of the keys in those coordinates (`ra_bench.indexes._balance`); the best
   2 k + 64 by code, or a quarter of `ef`, are scored by their rows.
 - The query heads of a KV head share one graph; the papers' one graph a query head is `per_query_head`. And

@@ -32,13 +32,14 @@ struct HeadGraphs {
     return {&keys, &built.graph, &built.codes, effort, {}, 0};
   }
 
-  // What query row g read, number i of a walk for `count`: its share of codes and links, its rows, and what it found
-  // its starts by.
+  // What query row g read, number i of a walk for `count`: its share of what the walk went by and of links, the rows that
+  // were scored for it, and what it found its starts by.
   int64_t bytes_read(size_t g, const Walk& walk, size_t i, size_t count) const {
     const auto share = [&](int64_t read) { return (read + static_cast<int64_t>(i)) / static_cast<int64_t>(count); };
     const Built& built = of_query(g);
-    return share(walk.dots) * static_cast<int64_t>(built.codes.stride) +
-           walk.of_query[i].exact * static_cast<int64_t>(keys.row_bytes()) +
+    const auto row_bytes = static_cast<int64_t>(keys.row_bytes()), stride = static_cast<int64_t>(built.codes.stride);
+    const int64_t rows = built.codes.empty() ? 0 : walk.of_query[i].exact * row_bytes;
+    return share(walk.dots) * (built.codes.empty() ? row_bytes : stride) + rows +
            share(walk.expansions) * static_cast<int64_t>(built.graph.degree * 4) + static_cast<int64_t>(built.start_bytes());
   }
 
@@ -67,14 +68,20 @@ struct Division {
   size_t rows, group, parts, together, walks, count;
 };
 
-// Walks for number `i` of a division, `tasks_of(row)` with `query_of(row)` and `ids_of(row)`, and shows
-// `done(row, walk, place, count)` of each row.
+// Kept from call to call.
+Walk& walk_of_thread() {
+  thread_local Walk walk;
+  return walk;
+}
+
+// Walks for the rows of number `i` of a division, `tasks_of(row)` with `query_of(row)` and `ids_of(row)`, and shows
+// `done(row, walk, place, count)` of each.
 template <class TasksOf, class QueryOf, class IdsOf, class Done>
 void search_rows(const Kernels& table, const Division& division, size_t i, const TasksOf& tasks_of,
                  const QueryOf& query_of, const IdsOf& ids_of, const Done& done) {
-  thread_local Walk walk;  // kept from call to call
   const size_t begin = division.begin(i), end = division.end(i);
   if (begin == end) return;
+  Walk& walk = walk_of_thread();
   Tasks tasks = tasks_of(begin);
   for (size_t row = begin; row < end; ++row) tasks.each[tasks.count++] = {query_of(row), ids_of(row)};
   walk_graph(table, tasks, walk);
@@ -128,6 +135,7 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
     heads.emplace_back(graphs[h], rows_of("keys", keys[h]));
     value_rows.push_back(rows_of("values", values[h]));
     layer.check_head(heads[h].keys, value_rows[h]);
+    if (graphs[h].size() != graphs[0].size()) refuse("all heads of a layer must have as many graphs");
   }
   int64_t *read, *exact, *bytes, *attended;
   auto read_array = new_array<int64_t>(read, layer.heads, layer.m);
@@ -137,13 +145,13 @@ nb::tuple attend_layer(const std::vector<std::vector<Built*>>& graphs, const std
   {
     nb::gil_scoped_release release;
     const Kernels& table = kernels();
-    const Division division(layer.heads, layer.m, group, heads[0].graphs.size() > 1 ? 1 : together);
+    const Division division(layer.heads, layer.m, group, layer.heads && graphs[0].size() > 1 ? 1 : together);
     parallel_for(threads, static_cast<int64_t>(division.count), 1, [&](int64_t begin, int64_t end, int) {
       thread_local std::vector<int32_t> ids;
       if (ids.size() < kMostTogether * k) ids.resize(kMostTogether * k);
       const auto query_of = [&](size_t row) { return layer.queries + row * layer.d; };
       for (int64_t i = begin; i < end; ++i) {
-        const size_t first = division.begin(static_cast<size_t>(i)), h = first / layer.m;
+        const size_t first = division.begin(static_cast<size_t>(i)), h = static_cast<size_t>(i) / division.walks;
         const auto ids_of = [&](size_t row) { return ids.data() + (row - first) * k; };
         const Effort effort{k, std::max<size_t>(efs[h], 1)};
         search_rows(

@@ -68,10 +68,10 @@ inline BuildSettings settings_from(size_t degree, size_t query_degree, size_t pi
   return settings;
 }
 
-inline void check_ids(const char* name, const int32_t* ids, size_t count, size_t n) {
+inline void check_ids(const char* name, const int32_t* ids, size_t count, size_t n, int32_t least = -1) {
   for (size_t i = 0; i < count; ++i)
-    if (ids[i] < -1 || ids[i] >= static_cast<int64_t>(n))
-      refuse(std::string(name) + " must hold ids from -1 to " + std::to_string(static_cast<int64_t>(n) - 1) +
+    if (ids[i] < least || ids[i] >= static_cast<int64_t>(n))
+      refuse(std::string(name) + " must hold ids from " + std::to_string(least) + " to " + std::to_string(static_cast<int64_t>(n) - 1) +
              ", got " + std::to_string(ids[i]));
 }
 

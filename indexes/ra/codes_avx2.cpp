@@ -1,4 +1,4 @@
-// The loop of code_kernels.hpp for CPUs with AVX2. The trap of kernels_avx2.cpp holds here too: everything in an
+// The loops of code_kernels.hpp for CPUs with AVX2. The trap of kernels_avx2.cpp holds here too: everything in an
 // anonymous namespace.
 
 #include "code_kernels.hpp"

@@ -1,4 +1,4 @@
-// The loop of code_kernels.hpp for CPUs with AVX-512 and its VNNI (Cascade Lake 2019, Zen 4 2022, and later). The trap
+// The loops of code_kernels.hpp for CPUs with AVX-512 and its VNNI (Cascade Lake 2019, Zen 4 2022, and later). The trap
 // of kernels_avx2.cpp holds here too: everything in an anonymous namespace.
 
 #include "code_kernels.hpp"

@@ -74,7 +74,7 @@ struct Geometry {
 struct Candidate {
   float near;
   int32_t id;
-  // Nearest first; the id decides ties, so that no order depends on threads.
+  // Nearest first; the id decides ties, so that no order depends on threads or on the standard library.
   bool operator<(const Candidate& other) const {
     return near > other.near || (near == other.near && id < other.id);
   }

@@ -19,13 +19,13 @@ nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps
                                           const Array& middles, const Array& ids) {
   const Matrix<float> table("steps", steps), middle("middles", middles);
   const Matrix<int32_t> wide("levels", levels), chosen("ids", ids);
-  if (codes.ndim() != 2 || !is_uint8(codes) || !is_contiguous(codes) || codes.shape(1) % kChunkBytes)
+  if (codes.ndim() != 2 || !is_uint8(codes) || !is_contiguous(codes) || !codes.shape(1) || codes.shape(1) % kChunkBytes)
     refuse("codes must be (n, bytes) uint8, C-contiguous, whole chunks of " + std::to_string(kChunkBytes) + " bytes");
   const size_t stride = codes.shape(1);
   if (table.m != 1 || table.columns != kSteps || wide.columns != 2 * stride)
     refuse("steps must be (1, " + std::to_string(kSteps) + ") and levels (queries, " + std::to_string(2 * stride) + ")");
   if (middle.m != 1 || middle.columns != wide.m || chosen.m != 1) refuse("middles must be (1, queries), ids (1, m)");
-  check_ids("ids", chosen.data, chosen.columns, codes.shape(0));
+  check_ids("ids", chosen.data, chosen.columns, codes.shape(0), 0);
   const std::vector<int8_t> narrow(wide.data, wide.data + wide.m * wide.columns);
   std::vector<const int8_t*> of_query;
   for (size_t q = 0; q < wide.m; ++q) of_query.push_back(narrow.data() + q * wide.columns);
@@ -39,11 +39,11 @@ nb::ndarray<nb::numpy, float> score_codes(const Array& codes, const Array& steps
 // The loop over rows of bytes alone, by the kernels that are in force.
 nb::ndarray<nb::numpy, float> dot_bytes(const Array& rows, int32_t by, const Array& ids) {
   const Matrix<int32_t> chosen("ids", ids);
-  if (rows.ndim() != 2 || !is_uint8(rows) || !is_contiguous(rows) || rows.shape(1) % kByteRows)
+  if (rows.ndim() != 2 || !is_uint8(rows) || !is_contiguous(rows) || !rows.shape(1) || rows.shape(1) % kByteRows)
     refuse("rows must be (n, width) uint8, C-contiguous, width a multiple of " + std::to_string(kByteRows));
   if (chosen.m != 1) refuse("ids must be (1, count)");
-  check_ids("ids", chosen.data, chosen.columns, rows.shape(0));
-  check_ids("by", &by, 1, rows.shape(0));
+  check_ids("ids", chosen.data, chosen.columns, rows.shape(0), 0);
+  check_ids("by", &by, 1, rows.shape(0), 0);
   float* dots;
   auto out = new_array<float>(dots, chosen.columns);
   code_kernels().dot_bytes(static_cast<const uint8_t*>(rows.data()), rows.shape(1), by, chosen.data, chosen.columns,
@@ -68,8 +68,8 @@ std::vector<int32_t> prune_one(const Array& keys, int32_t node, const std::vecto
   Built built;
   built.radius = radius;
   const Rows rows = rows_of("keys", keys);
-  check_ids("ids", ids.data(), ids.size(), rows.n);
-  check_ids("node", &node, 1, rows.n);
+  check_ids("ids", ids.data(), ids.size(), rows.n, 0);
+  check_ids("node", &node, 1, rows.n, 0);
   built.lift(rows);
   Geometry geometry = built.geometry(rows);
   RoundedKeys rounded_keys;

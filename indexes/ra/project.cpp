@@ -67,7 +67,7 @@ void keep_most_named(size_t most, size_t n, uint16_t largest, Scratch& scratch) 
   named.resize(kept);
   const auto first = scratch.equals.begin(), end = first + static_cast<std::ptrdiff_t>(equal);
   const auto wanted = first + static_cast<std::ptrdiff_t>(std::min(most - before, equal));
-  std::nth_element(first, wanted, end);
+  std::partial_sort(first, wanted, end);  // in order: of keys as near, pruning takes the first
   named.insert(named.end(), first, wanted);
 }
 

@@ -19,7 +19,7 @@ struct PruneScratch {
 };
 
 // Chooses up to `most` of the keys `ids` into `chosen`, which may hold links that are kept already and take part; `ids`
-// are distinct and without `node`, in any order. The nearest to the node comes first, and a key is skipped if one
+// are distinct and without `node`. The nearest to the node comes first, of equally near ones the first of `ids`, and a key is skipped if one
 // chosen before it is nearer to it than the node is (the rule of relative neighbourhood graphs; RoarGraph section 4.2).
 // With `fill`, the places left over go to the skipped ones, nearest first.
 void prune(const Kernels& kernels, const Geometry& geometry, int32_t node, const std::vector<int32_t>& ids,

@@ -1,9 +1,7 @@
 // ra_bench.indexes.ra._ra: RetrievalAttention's graph.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
@@ -12,10 +10,8 @@
 #include "arrays.hpp"
 #include "build.hpp"
 #include "built.hpp"
-#include "pool.hpp"
 #include "probes.hpp"
 #include "rounded.hpp"
-#include "search.hpp"
 
 namespace ra_bench {
 namespace {

@@ -123,9 +123,9 @@ class Walker {
   float* scores_of(size_t q) { return walk_.scores.data() + q * walk_.apart; }
 
   void make_room(size_t fresh) {
+    walk_.apart = fresh;
     if (walk_.fresh.size() < fresh) walk_.fresh.resize(fresh);
-    walk_.apart = walk_.fresh.size();
-    if (walk_.scores.size() < walk_.apart * tasks_.count) walk_.scores.resize(walk_.apart * tasks_.count);
+    if (walk_.scores.size() < fresh * tasks_.count) walk_.scores.resize(fresh * tasks_.count);
   }
 
   // The fresh keys for all queries.
@@ -154,10 +154,13 @@ class Walker {
   // Scores the best by their rows in place of their codes.
   void rerank(const float* query, Walk::OfQuery& own) {
     const size_t count = walk_.best.size();
-    make_room(count);
-    for (size_t i = 0; i < count; ++i) walk_.fresh[i] = walk_.best[i].id;
-    kernels_.dot(query, *tasks_.keys, walk_.fresh.data(), count, walk_.scores.data());
-    for (size_t i = 0; i < count; ++i) walk_.best[i].near = walk_.scores[i];
+    if (walk_.rows.size() < count) {
+      walk_.rows.resize(count);
+      walk_.row_scores.resize(count);
+    }
+    for (size_t i = 0; i < count; ++i) walk_.rows[i] = walk_.best[i].id;
+    kernels_.dot(query, *tasks_.keys, walk_.rows.data(), count, walk_.row_scores.data());
+    for (size_t i = 0; i < count; ++i) walk_.best[i].near = walk_.row_scores[i];
     own.exact = static_cast<int64_t>(count);
   }
 

@@ -55,6 +55,8 @@ struct Walk {
   std::vector<int32_t> fresh;        // keys not met before
   std::vector<float> scores;         // (queries, apart): of the fresh keys
   size_t apart = 0;
+  std::vector<int32_t> rows;         // keys to be scored by their rows
+  std::vector<float> row_scores;
   std::vector<Candidate> best;
   Sorter sorter;
   Beam beam;  // for find_starts

@@ -130,7 +130,12 @@ class Built:
         """
         layers = self.layers[:: max(1, len(self.layers) // 4)]
         tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
-        efforts = [{**effort, **fixed} for effort in tries[0][0].effort_sweep(self.tokens, k)]
+        efforts: list[dict[str, Any]] = []
+        for effort in tries[0][0].effort_sweep(self.tokens, k):
+            if (effort | dict(fixed)) not in efforts:
+                efforts.append(effort | dict(fixed))
+        if len(efforts) == 1:
+            return efforts[0]
         for effort in efforts:
             answers = [
                 (index.search if index.has_search else index.attend, queries) for index, queries in tries

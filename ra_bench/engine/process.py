@@ -20,6 +20,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 LARGEST_MESSAGE_BYTES = 1 << 30  # a worker that sends more without a line's end is not sane
 # An idle worker that holds more is replaced: the leftovers of one unit are no business of the next.
 MOST_IDLE_BYTES = 512 << 20
+PATIENT = {"OMP_WAIT_POLICY": "passive"}  # as cli.main sets it, which has not run where Ray starts a worker
 SPIN_S = 0.02  # threads of a pool spin for a moment before they sleep
 
 
@@ -30,7 +31,9 @@ class Process:
         self.kind = kind  # the function that it calls, and on how many threads
         self._rest = b""
         reader, writer = os.pipe()
-        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(kind[1])) | {"TMPDIR": str(scratch)}
+        environment = (
+            PATIENT | os.environ | dict.fromkeys(THREAD_VARIABLES, str(kind[1])) | {"TMPDIR": str(scratch)}
+        )
         try:
             with log.open("ab") as sink:
                 self.child = subprocess.Popen(
