@@ -17,6 +17,7 @@ from ra_bench.index import Bytes, Found, Index, Work, pad_ids
 
 # A graph index is meant to be asked in lifted space; ivf stands for those that pad their rows.
 LIFTED = ("hnsw@lift", "nsg@lift", "ra@lift", "ivf@lift", "flat@lift", "hnsw@normalize")
+SET_OTHERWISE = ("ivf:trained_on=device",)
 SLOW_TO_BUILD = ("ivfpq", "nsg")
 
 
@@ -34,14 +35,14 @@ def cases() -> list[Any]:
             id=f"{spec}-{check.__name__}",
             marks=[pytest.mark.slow] if is_slow(spec, check.__name__) else [],
         )
-        for spec in (*registry.names(), *LIFTED, "pynndescent@lift")
+        for spec in (*registry.names(), *LIFTED, *SET_OTHERWISE, "pynndescent@lift")
         for check in CHECKS
     ]
 
 
 @functools.cache
 def subject(spec: str) -> Subject:
-    reason = registry.info(spec.partition("@")[0]).reason
+    reason = registry.info(registry.parse(spec).name).reason
     if reason:
         pytest.skip(reason)
     return Subject(spec)
