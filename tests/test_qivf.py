@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ra_bench.indexes._native._native import kernels
 from ra_bench.indexes.qivf import _qivf
 from ra_bench.indexes.qivf.router import fit_router
-from test_ra import KEYS, LEARN, TEST, TRUTH, exact, out_of_distribution, recall
+from ra_graphs import KEYS, LEARN, TEST, TRUTH, exact, out_of_distribution, recall
 
 from ra_bench.head import Head
 from ra_bench.registry import create, load
