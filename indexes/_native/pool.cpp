@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -19,9 +20,11 @@ namespace ra_bench {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// How often an idle thread looks for work before it sleeps, some 20 µs: the next call of a decode loop
-// follows sooner than the system wakes a thread, but a spinning thread takes a core from others.
+// How often an idle thread looks for work before it sleeps, some 20 µs: a spinning thread takes a core from others.
 constexpr int kSpins = 500;
+// For so long it looks, and lets others run meanwhile, where the wait before was no longer: the calls of a decode loop
+// follow each other in less time than it takes a virtual machine to wake a thread.
+constexpr auto kPatience = std::chrono::milliseconds(1);
 constexpr int kWakes = 2;  // threads that one thread wakes
 
 inline void relax() {
@@ -82,9 +85,15 @@ struct Pool {
   int started = 0, wanted = 0;  // threads; guarded by start_mutex
 
   void work() {
+    using Clock = std::chrono::steady_clock;
+    bool is_patient = false;
     while (true) {
+      const Clock::time_point idle_since = Clock::now();
       for (int spin = 0; spin < kSpins && !open.load(std::memory_order_relaxed); ++spin) relax();
+      while (is_patient && !open.load(std::memory_order_relaxed) && Clock::now() - idle_since < kPatience)
+        std::this_thread::yield();
       if (!open.load(std::memory_order_seq_cst)) sleep();
+      is_patient = Clock::now() - idle_since < kPatience;
       int worker;
       Job* job = join(worker);
       if (!job) continue;  // others were faster
