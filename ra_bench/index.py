@@ -46,7 +46,7 @@ class Work:
 
     `keys_read`: distinct keys touched in any form, exact or as a per-key code. `exact`: full dot products.
     `bytes_read`: keys, codes, centroids, links and values. `attended`: keys that took part in the softmax.
-    A key that is read once for several rows counts for each of them in `keys_read`, its bytes once, in shares.
+    A key read once for several rows counts for each of them in `keys_read`; its bytes are shared among them.
     """
 
     keys_read: np.ndarray | None = None

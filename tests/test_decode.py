@@ -275,7 +275,7 @@ def test_the_effort_is_the_cheapest_that_reads_enough(config_folder, tmp_path):
     [
         ("ra:ef=7", {"ef": 7}),
         ("ra:together=1", {"ef": 10, "together": 1}),
-        ("hnsw@lift:ef=33", {"ef": 33}),  # hides what it reads
+        ("hnsw:ef=33@lift", {"ef": 33}),  # hides what it reads
         ("hnsw@lift", {}),
     ],
 )

@@ -141,7 +141,7 @@ def test_unknown_name_suggests_the_closest():
 
 def test_unknown_setting_suggests_the_closest():
     text = error_of("ivf:nprobes=3")
-    known = "Known: codes, iterations, nlist, nprobe."
+    known = "Known: codes, iterations, nlist, nprobe, trained_on."
     assert text == f"unknown 'ivf' setting 'nprobes'. Did you mean 'nprobe'? {known}"
 
 
