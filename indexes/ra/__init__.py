@@ -53,7 +53,6 @@ CODE_PARTS = ("to_key", "to_query", "offset")
 MAPPED = ("links", "codes")  # stay in their files where the index is mapped
 KEPT_WIDTH = 100  # nearest keys of each kept query
 KEYS_PER_KEPT_QUERY = 16  # at least: kept queries must not weigh more than the links
-MOST_TOGETHER = 8  # query rows that walk together
 LISTS = 64  # learn queries whose neighbours are offered to one key, at most
 
 
@@ -326,4 +325,4 @@ def _checked_effort(k: int | None, ef: int = 0, together: int = 0) -> tuple[int,
     for name, value in (("k", k), ("ef", ef), ("together", together)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    return k, ef or max(1, 3 * k), together or MOST_TOGETHER
+    return k, ef or max(1, 3 * k), together

@@ -47,11 +47,12 @@ struct HeadGraphs {
   Rows keys;
 };
 
-// How the query rows of heads, `token_rows` a token, are divided among walks of at most `most` rows: as equally as can be.
+// How the query rows of heads, `token_rows` a token, are divided among walks of at most `most` rows (0: as many as can
+// walk together): as equally as can be.
 struct Division {
   Division(size_t heads, size_t head_rows, size_t token_rows, size_t most)
       : rows(head_rows), group(std::max<size_t>(token_rows, 1)) {
-    most = std::clamp<size_t>(most, 1, kMostTogether);
+    most = most ? std::min(most, kMostTogether) : kMostTogether;
     parts = (group + most - 1) / most;
     together = (group + parts - 1) / parts;
     walks = (rows + group - 1) / group * parts;
@@ -177,7 +178,8 @@ void add_answers(nb::module_& m) {
   m.def("search", &search, "graphs"_a, "keys"_a, "queries"_a, nb::kw_only(), "k"_a, "ef"_a, "group"_a,
         "together"_a, "threads"_a,
         "ids (m, k) int32 best first; keys read, those scored by their rows, and bytes read, each (m,) int64. Query\n"
-        "row r uses graph r % G. Of the `group` rows of a token up to `together` walk together.");
+        "row r uses graph r % G. Of the `group` rows of a token up to `together` walk together, at most 8, and as\n"
+        "many for 0.");
   m.def("attend_layer", &attend_layer, "graphs"_a, "keys"_a, "values"_a, "queries"_a, nb::kw_only(), "k"_a,
         "efs"_a, "group"_a, "together"_a, "output"_a, "lse"_a, "threads"_a,
         "Search and attention for all H heads of a layer: lists of H lists of graphs, H keys and values (n, d)\n"
