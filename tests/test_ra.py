@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ra_bench.indexes.ra import _ra
+
+sys.path.append(str(Path(__file__).parent))
 from ra_graphs import KEYS, LEARN, TEST, TRUTH, built, exact, recall
 
 from ra_bench.errors import UsageError

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ra_bench.indexes._native._native import kernels
 from ra_bench.indexes.ra import _ra
+
+sys.path.append(str(Path(__file__).parent))
 from ra_graphs import KEYS, LEARN, TEST, TRUTH, built, exact, recall
 
 from ra_bench.head import Head
