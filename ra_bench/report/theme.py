@@ -17,14 +17,15 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 PARTS = ("#d55e00", "#2f8fd0", "#009e73", "#b8579a", "#c98500", "#6cc0ea", "#8577dd", "#8a94a0")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FILE_FONT = "Helvetica, Arial, sans-serif"
-# The first colour is `ra`'s wherever it was measured; the rest follow in order of appearance.
-FIRST = ("ra",)
+# The first colours are this project's indexes' wherever they were measured; the rest follow as they appear.
+FIRST = ("ra", "qivf")
 
 
 def ordered(indexes: Iterable[str]) -> list[str]:
     """All indexes in the order in which they take their colours."""
     names = list(dict.fromkeys(indexes))
-    return sorted(names, key=lambda name: (name not in FIRST, names.index(name)))
+    first = [name for name in FIRST if name in names]
+    return first + [name for name in names if name not in first]
 
 
 def shapes_of(indexes: list[str]) -> list[str]:
