@@ -8,9 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ra_bench.attention import best_device, on_device
-
-BLOCK_ELEMENTS = 1 << 26  # of the matrix of products: 256 MB of float32
+from ra_bench.attention import BLOCK_ELEMENTS, best_device, on_device, torch_threads
 
 
 def kmeans(
@@ -25,16 +23,12 @@ def kmeans(
     if not 1 <= count <= len(rows):
         raise ValueError(f"count must be from 1 to the {len(rows)} rows, got {count}")
     start = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         points = on_device(rows, best_device())
         centroids = points[torch.from_numpy(start).to(points.device)]
         for _ in range(iterations):
             centroids = _means(points, _nearest(points, centroids), centroids)
         return centroids.cpu().numpy(), _nearest(points, centroids).cpu().numpy()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _means(points: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

@@ -130,10 +130,8 @@ class Built:
         """
         layers = self.layers[:: max(1, len(self.layers) // 4)]
         tries = [(self.indexes[layer][0], prefilled.last_queries(layer, 0)) for layer in layers]
-        efforts: list[dict[str, Any]] = []
-        for effort in tries[0][0].effort_sweep(self.tokens, k):
-            if (effort | dict(fixed)) not in efforts:
-                efforts.append(effort | dict(fixed))
+        swept = [{**effort, **fixed} for effort in tries[0][0].effort_sweep(self.tokens, k)]
+        efforts = [effort for place, effort in enumerate(swept) if effort not in swept[:place]]
         if len(efforts) == 1:
             return efforts[0]
         for effort in efforts:
