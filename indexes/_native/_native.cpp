@@ -36,9 +36,7 @@ void check_threads(int threads) {
 // The rows of one head, and the ids (m, k) that its m queries of d numbers found, once all of it is checked.
 HeadIds checked_head(const Matrix<int32_t>& ids, const Array& keys, const Array& values, size_t m, size_t d) {
   const HeadIds head{rows_of("keys", keys), rows_of("values", values), ids.data, ids.columns};
-  if (head.keys.d != d)
-    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
-           std::to_string(d));
+  check_queries(d, head.keys);
   if (ids.m != m)
     refuse("ids must have a row for each of the " + std::to_string(m) + " queries, got " +
            std::to_string(ids.m));

@@ -78,6 +78,12 @@ class Matrix {
   std::vector<T> copy_;
 };
 
+// Refuses queries (m, d) that are not as wide as the keys.
+inline void check_queries(size_t d, const Rows& keys) {
+  if (d != keys.d)
+    refuse("queries must be (m, " + std::to_string(keys.d) + ") as the keys are, got d " + std::to_string(d));
+}
+
 // The queries (heads, m, d) of a layer and where their answers go, checked.
 struct LayerQueries {
   LayerQueries(const Array& asked, const Writable& output_array, const Writable& lse_array) {

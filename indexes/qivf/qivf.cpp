@@ -223,8 +223,7 @@ nb::tuple search(const RoutedLists& built, const Array& keys, const Array& queri
   const Matrix<float> asked("queries", queries);
   const Routed& routed = built.routed;
   check_keys(&built, rows);
-  if (asked.columns != rows.d)
-    refuse("queries must be (m, " + std::to_string(rows.d) + ") as the keys are, got d " + std::to_string(asked.columns));
+  check_queries(asked.columns, rows);
   int32_t* ids;
   int64_t *touched, *exact, *bytes;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);

@@ -93,9 +93,7 @@ nb::tuple search(const std::vector<Built*>& graphs, const Array& keys, const Arr
                  size_t ef, size_t group, size_t together, int threads) {
   const HeadGraphs head(graphs, rows_of("keys", keys));
   const Matrix<float> asked("queries", queries);
-  if (asked.columns != head.keys.d)
-    refuse("queries must be (m, " + std::to_string(head.keys.d) + ") as the keys are, got d " +
-           std::to_string(asked.columns));
+  check_queries(asked.columns, head.keys);
   int32_t* ids;
   int64_t *read, *exact, *bytes;
   auto ids_array = new_array<int32_t>(ids, asked.m, k);
