@@ -1,4 +1,4 @@
-"""Numbers as a command line takes them: `0,8-11`, `32k`."""
+"""Numbers as a command line takes them: `0,8-11`, `32k`, `2/4`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def parse_numbers(argument: str, text: str) -> list[int]:
             raise UsageError(f"{argument}: a range must rise and stay below {LARGEST}, got '{part.strip()}'")
         numbers.update(range(low, high + 1))
     return sorted(numbers)
+
+
+def parse_part(argument: str, text: str) -> tuple[int, int]:
+    """`2/4` → (2, 4), the second of four. Raises UsageError naming `argument`."""
+    part, _, parts = text.partition("/")
+    if not all(number.isascii() and number.isdigit() for number in (part, parts)):
+        raise UsageError(f"{argument} must be I/N such as 2/4, got '{text}'")
+    return int(part), int(parts)
 
 
 def parse_tokens(text: str, argument: str = "--context") -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ra_bench.arguments import parse_numbers, parse_tokens
+from ra_bench.arguments import parse_numbers, parse_part, parse_tokens
 from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, print_results, shown
 
 app = typer.Typer()
@@ -20,6 +20,9 @@ def decode(
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: passkey.")] = None,
     context: Annotated[str, typer.Option(help="Tokens of a prompt with its answer, as 4096 or 32k.")] = "4k",
     limit: Annotated[int, typer.Option(help="Samples a task.")] = 5,
+    part: Annotated[
+        str, typer.Option(help="Sample I of every N, as 2/4: commands with one --out share the work.")
+    ] = "1/1",
     k: Annotated[str, typer.Option(help="Results a query, separated by commas.")] = "100",
     protocol: Annotated[
         Literal["question-sparse", "question-dense"],
@@ -85,6 +88,7 @@ def decode(
             tasks=names(tasks),
             context_tokens=parse_tokens(context),
             limit=limit,
+            part=parse_part("--part", part),
             ks=tuple(parse_numbers("--k", k)),
             protocol=protocol,
             baselines=() if baselines == "none" else names(baselines),

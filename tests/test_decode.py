@@ -123,6 +123,17 @@ def test_the_same_command_goes_on_where_it_stopped(config_folder, tmp_path):
     assert more["ivf", 20, 0] == first["ivf", 20, 0]
 
 
+def test_parts_of_the_samples_land_in_one_folder_as_the_whole_would(config_folder, tmp_path):
+    out = tmp_path / "out"
+    odd, _ = run(random_settings(config_folder, "ivf", limit=3, part=(2, 2)), out)
+    assert {sample for _, _, sample in odd} == {1}
+    even, _ = run(random_settings(config_folder, "ivf", limit=3, part=(1, 2)), out)
+    assert {sample for _, _, sample in even} == {0, 2}
+    whole, started = run(random_settings(config_folder, "ivf", limit=3), out)
+    assert started == []
+    assert whole == even | odd
+
+
 def test_an_interrupted_run_keeps_what_has_landed(config_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     original = runner.Runner.run
@@ -164,11 +175,11 @@ def test_the_mark_of_a_run_stays_where_the_process_dies_in_it(tmp_path):
     assert Deaths(tmp_path).of("one") == 0  # an exception is no death
     for died in range(1, 3):
         with Deaths(tmp_path).watched("one"):
-            mark = (tmp_path / "running.json").read_bytes()
-        (tmp_path / "running.json").write_bytes(mark)  # as a process that is killed leaves it
+            mark = (tmp_path / "running-one").read_bytes()
+        (tmp_path / "running-one").write_bytes(mark)  # as a process that is killed leaves it
         assert Deaths(tmp_path).of("one") == died
         assert Deaths(tmp_path).of("other") == 0
-    Deaths(tmp_path).forget()
+    Deaths(tmp_path).forget("one")
     assert Deaths(tmp_path).of("one") == 0
 
 
@@ -353,6 +364,8 @@ def test_baselines_come_first_and_flat_once():
         ({"context_tokens": 600}, "an index needs more than the 640"),
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
+        ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
         ({"min_keys_read": 2.0}, "--min-keys-read must be a share above 0, at most 1, got 2"),
         ({"baselines": ("dens",)}, "unknown baseline 'dens'. Did you mean 'dense'"),
@@ -410,6 +423,14 @@ def test_the_command_prints_tables_and_refuses_another_run_s_folder(config_folde
     result = CliRunner().invoke(app, [*arguments, "--seed", "1"])
     assert isinstance(result.exception, UsageError)
     assert "holds another run" in str(result.exception)
+
+
+@pytest.mark.parametrize("text", ["2", "1/x", "-1/2", "/", "1/2/3"])
+def test_a_part_that_is_no_part_is_refused(text, config_folder):
+    command = ["decode", "--model", str(config_folder), "--random-weights", "--indexes", "ivf"]
+    result = CliRunner().invoke(app, [*command, "--part", text])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == f"--part must be I/N such as 2/4, got '{text}'"
 
 
 def test_harness_loads_no_model_for_a_finished_plan(config_folder, tmp_path, monkeypatch):

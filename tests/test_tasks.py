@@ -128,6 +128,7 @@ def test_a_prompt_fills_the_context_with_room_for_the_answer(task, samples):
 def test_a_sample_depends_on_task_number_and_seed_alone(task, samples, tokenizer):
     four = samples(task)
     assert make_samples(task, CONTEXT, 2, tokenizer, seed=5) == four[:2]
+    assert make_samples(task, CONTEXT, 4, tokenizer, seed=5, numbers=range(1, 4, 2)) == four[1::2]
     assert make_samples(task, CONTEXT, 1, tokenizer, seed=6)[0].context_ids != four[0].context_ids
     assert len({sample.context_ids for sample in four}) == 4
     assert len({sample.answers for sample in four}) == 4
@@ -390,6 +391,7 @@ def test_fidelity_takes_the_parts_of_a_text_in_order():
     assert ["".join(read(tokenizer, sample)) for sample in overlapping] == [
         text[start : start + 400] for start in (0, 200, 400, 600)
     ]
+    assert make_samples("fidelity", 400, 4, tokenizer, 0, text, range(2, 4)) == overlapping[2:]
 
 
 def test_a_text_or_a_context_too_short_for_fidelity_is_refused():

@@ -1,4 +1,4 @@
-"""Which run the process died in, so that the same command goes on past an index that crashes it.
+"""Which runs the process died in, so that the same command goes on past an index that crashes it.
 
 All runs of a sample share one process, its model and its prefill. A run that ends the process leaves its
 mark in the results' folder; one that has done so twice is a failed row. Once may have been the user.
@@ -6,7 +6,6 @@ mark in the results' folder; one that has done so twice is a failed row. Once ma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,31 +16,30 @@ DEADLY = 2
 
 
 class Deaths:
-    """The mark in a result folder: at most one run, and how often the process died in it without a break."""
+    """The marks in a result folder: a file a run, for commands may share the folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "running.json"
-        try:
-            about = json.loads(self._path.read_text())
-            self._unit, self._count = str(about["unit"]), int(about["begun"])
-        except (OSError, KeyError, TypeError, ValueError):
-            self._unit, self._count = "", 0
+        self._folder = folder
 
     def of(self, unit: str) -> int:
-        """How often the process died in this run."""
-        return self._count if unit == self._unit else 0
+        """How often the process died in this run without a break."""
+        try:
+            return int(self._mark(unit).read_text())
+        except (OSError, ValueError):
+            return 0
 
-    def forget(self) -> None:
+    def forget(self, unit: str) -> None:
         """The mark has been dealt with."""
-        self._unit, self._count = "", 0
-        self._path.unlink(missing_ok=True)
+        self._mark(unit).unlink(missing_ok=True)
 
     @contextmanager
     def watched(self, unit: str) -> Iterator[None]:
         """The run of `unit`; if the process dies in it, the mark stays."""
-        begun = self.of(unit) + 1
-        write_whole(self._path, json.dumps({"unit": unit, "begun": begun}).encode())
+        write_whole(self._mark(unit), str(self.of(unit) + 1).encode())
         try:
             yield
         finally:  # an exception is no death
-            self._path.unlink(missing_ok=True)
+            self.forget(unit)
+
+    def _mark(self, unit: str) -> Path:
+        return self._folder / f"running-{unit}"

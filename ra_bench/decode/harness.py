@@ -67,7 +67,7 @@ def run_plan(plan: Plan, folder: ResultFolder, watcher: Watcher, force: bool = F
                 todo[id(sample)].remove(arm)
                 killed = {"status": "failed", "reason": f"the process died in it {DEADLY} times"}
                 folder.write(address, [_named(plan, sample, arm) | killed])
-                deaths.forget()
+                deaths.forget(address)
     if any(todo.values()):
         watcher.start("loading the model")
         if plan.model.device == "cpu":

@@ -34,13 +34,17 @@ MEASURING = ("attention_hook", "index", "prefill", "split", "truth", "vectors")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to decode; the command line's arguments. `max_new_tokens` None: as the task has it."""
+    """What to decode; the command line's arguments. `max_new_tokens` None: as the task has it.
+
+    `part` (i, n): the i-th sample of every n, from 1 on.
+    """
 
     model: str
     indexes: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     context_tokens: int = 4096
     limit: int = 5
+    part: tuple[int, int] = (1, 1)
     ks: tuple[int, ...] = (100,)
     protocol: str = "question-sparse"
     baselines: tuple[str, ...] = BASELINES
@@ -196,6 +200,12 @@ def check_numbers(settings: Settings) -> None:
             raise UsageError(f"{argument} must be at least 1, got {value}")
     if settings.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {settings.seed}")
+    part, parts = settings.part
+    if not 1 <= part <= parts <= settings.limit:
+        raise UsageError(
+            f"--part must be I/N with I from 1 to N and N at most --limit {settings.limit},"
+            f" got {part}/{parts}"
+        )
     if settings.min_keys_read is not None and not 0 < settings.min_keys_read <= 1:
         raise UsageError(
             f"--min-keys-read must be a share above 0, at most 1, got {settings.min_keys_read:g}"
@@ -224,16 +234,18 @@ def _tasks(settings: Settings) -> tuple[str, ...]:
 
 
 def _samples(settings: Settings, tasks: tuple[str, ...], vocabulary: int, tokenizer: Any) -> list[Sample]:
+    count, tokens, seed = settings.limit, settings.context_tokens, settings.seed
+    part, parts = settings.part
+    numbers = range(part - 1, count, parts)
     if settings.random_weights:
-        rng = np.random.default_rng(settings.seed)
-        ids = rng.integers(0, vocabulary, (settings.limit, settings.context_tokens)).tolist()
+        ids = np.random.default_rng(seed).integers(0, vocabulary, (count, tokens))
         return [
             Sample(RANDOM_TASK, number, tuple(row[:-1]), tuple(row[-1:]), (), RANDOM_STEPS)
-            for number, row in enumerate(ids)
+            for number, row in ((number, ids[number].tolist()) for number in numbers)
         ]
     text = None if settings.text is None else read_text("--text", settings.text)
-    count, tokens, seed = settings.limit, settings.context_tokens, settings.seed
-    return [sample for task in tasks for sample in make_samples(task, tokens, count, tokenizer, seed, text)]
+    made = (make_samples(task, tokens, count, tokenizer, seed, text, numbers) for task in tasks)
+    return [sample for samples in made for sample in samples]
 
 
 def _check_lengths(plan: Plan) -> None:

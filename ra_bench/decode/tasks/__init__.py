@@ -19,7 +19,7 @@
     score("niah_single", samples[0], text)
 
 A family's file says where it departs from the original. Nothing but the seed decides what a sample is: sample
-i is the same however many are made. `fidelity` takes the parts of its text in order, whatever the seed.
+i is the same whichever others are made. `fidelity` takes the parts of its text in order, whatever the seed.
 """
 
 from __future__ import annotations
@@ -69,24 +69,36 @@ class Sample:
 
 
 def make_samples(
-    task: str, context_tokens: int, count: int, tokenizer: Any, seed: int, text: str | None = None
+    task: str,
+    context_tokens: int,
+    count: int,
+    tokenizer: Any,
+    seed: int,
+    text: str | None = None,
+    numbers: range | None = None,
 ) -> list[Sample]:
     """`count` samples of `task` with as much filler as `context_tokens` hold, the longest answer included.
 
     `tokenizer` is a transformers tokenizer; prompts follow its chat template where it has one. `text` is what
-    `fidelity` forces, by default the sources of Python's standard library. Raises UsageError for a task that
-    is not known, for a count below 1 and for a context too short.
+    `fidelity` forces, by default the sources of Python's standard library. `numbers` are those of the samples
+    that are wanted, in order; all by default. Raises UsageError for a task that is not known, for a count
+    below 1 and for a context too short.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     if count < 1:
         raise UsageError(f"the number of samples must be at least 1, got {count}")
+    wanted = range(count) if numbers is None else numbers
     if task == FIDELITY:
-        return _fidelity_samples(context_tokens, count, tokenizer, text)
+        samples = _fidelity_samples(context_tokens, count, tokenizer, text)
+        return [samples[number] for number in wanted]
     template = Template.of(tokenizer)
+    # The first is always made: the others begin with its filler, so that none depends on which are wanted.
     first, units = _make_sample(task, 0, context_tokens, template, seed, guess=0)
-    rest = [_make_sample(task, number, context_tokens, template, seed, units) for number in range(1, count)]
-    return [first, *(sample for sample, _ in rest)]
+    return [
+        _make_sample(task, number, context_tokens, template, seed, units)[0] if number else first
+        for number in wanted
+    ]
 
 
 def score(task: str, sample: Sample, text: str) -> float:
