@@ -241,6 +241,8 @@ def test_fidelity_is_perfect_with_all_keys_and_worse_with_one(model_folder, tmp_
     assert poor["kl"] > exact["kl"] + 1e-3
     assert exact["question_tokens"] == 149
     assert exact["inserted_tokens"] == 128
+    assert exact["keys_read"] > exact["indexed_keys"]
+    assert exact["keys_read_share"] == pytest.approx(1)  # of the keys that were there at each step
     assert {row["tail"] for row in rows.values() if row["index"] == "random"} == {"inserted"}
 
 

@@ -58,6 +58,7 @@ class IndexedLayer(DecodeLayer):
         self.retrieval = retrieval
         self.works: list[Sequence[Work]] = []  # a step each
         self.inserted_tokens = 0
+        self.inserted_before: list[int] = []  # a step each
         self.watcher: Any = None  # is shown each step's queries and what came of them (numpy), for tests
         heads, _, d = rows[0].shape
         device = slots.next.device
@@ -100,6 +101,7 @@ class IndexedLayer(DecodeLayer):
         if self.rehearsing:
             return found_s
         self.works.append(works)
+        self.inserted_before.append(self.inserted_tokens)
         if self._stateful:
             for index, rows in zip(self.indexes, self.last_queries, strict=True):
                 index.observe(rows)

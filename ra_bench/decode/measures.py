@@ -64,13 +64,14 @@ def search_share(layers: Sequence[IndexedLayer]) -> float | None:
 
 
 def work_of(layers: Sequence[IndexedLayer], keys: int) -> Row:
-    """What the layers' indexes read over all steps; `keys` are those in each index."""
+    """What the layers' indexes read over all steps; `keys` were in each index before the first."""
     works = [work for layer in layers for step in layer.works for work in step]
     steps = max(1, len(layers[0].works))
     read, size = _mean(works, "keys_read"), _total(works, "bytes_read")
+    indexed = keys + float(np.mean(layers[0].inserted_before or [0]))
     return {
         "keys_read": read,
-        "keys_read_share": None if read is None else read / keys,
+        "keys_read_share": None if read is None else read / indexed,
         "bytes_read": None if size is None else size / steps,
         "attended": _mean(works, "attended"),
     }

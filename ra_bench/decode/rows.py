@@ -59,7 +59,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "break_even_tokens": (_REAL, "output length from which the run with its build beats dense; None: never"),
     "break_even_host_tokens": (_REAL, "the same against dense-host"),
     "keys_read": (_REAL, "keys touched in any form, per query"),
-    "keys_read_share": (_REAL, "the same over the indexed keys"),
+    "keys_read_share": (_REAL, "the same over the keys that were indexed then"),
     "min_keys_read": (_REAL, "the share that the effort was chosen to read at least, where it was"),
     "bytes_read": (_REAL, "bytes that attention reads beside the device's window, per step, all layers"),
     "attended": (_REAL, "indexed keys in the softmax, per query"),
