@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -12,12 +13,14 @@ from typing import Any
 import ra_bench
 from ra_bench import hardware
 
+# What else decides how fast libraries run; a worker's number of threads is a column of its own.
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_CORETYPE", "MALLOC_ARENA_MAX")
 LIBRARIES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu", "hnswlib", "pynndescent", "numba")
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """CPU, memory, GPU, operating system, versions, commit and native kernels of this process's machine."""
+    """CPU, memory, GPU, system, versions, variables, commit and native kernels of this process."""
     return {
         "ra_bench": ra_bench.__version__,
         "commit": _commit(),
@@ -29,6 +32,7 @@ def environment() -> dict[str, Any]:
         "gpu": _gpu(),
         "kernels": _kernels(),
         "versions": {name: _version(name) for name in LIBRARIES},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 

@@ -75,7 +75,9 @@ def test_a_row_has_every_column_of_the_schema(compared) -> None:
             assert row["recall"] is row["recall_by_query"] is None, "truth is known up to k"
         else:
             assert row["recall"] == pytest.approx(np.mean(row["recall_by_query"]), abs=1e-6)
-        assert json.loads(row["environment"])["versions"]["numpy"]
+        environment = json.loads(row["environment"])
+        assert environment["versions"]["numpy"]
+        assert environment["variables"]["OMP_WAIT_POLICY"] == "passive"  # as the engine starts its workers
 
 
 def test_quality_grows_with_effort_and_matches_a_recount(compared, dump) -> None:

@@ -319,6 +319,19 @@ def test_json_lines_hold_every_quantity_and_the_table_a_line_a_setting(tmp_path,
     assert "keys_read: 0 better, 0 worse, 0 not certain, 1 equal" in shown
 
 
+def test_versions_and_variables_that_differ_are_told(tmp_path, diff) -> None:
+    here = {"versions": {"numpy": "2", "torch": "3"}, "variables": {"OMP_WAIT_POLICY": "passive"}}
+    there = {"versions": {"numpy": "2", "torch": "4"}}
+    a = write(tmp_path / "a", [made_row(environment=json.dumps(here))])
+    b = write(tmp_path / "b", [made_row(environment=json.dumps(there))])
+
+    told = diff(a, b).stderr
+
+    assert "OMP_WAIT_POLICY: passive in A, none in B" in told
+    assert "torch: 3 in A, 4 in B" in told
+    assert "numpy:" not in told
+
+
 def damaged(path: Path) -> None:
     (path / "rows" / "ivf-0.parquet").write_bytes(b"PAR1")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from result_folders import compare_folder, decode_folder, drift_folder
+from result_folders import ENVIRONMENT, compare_folder, decode_folder, drift_folder
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from altair.utils.schemapi import debug_mode
 
 from ra_bench.errors import UsageError
+from ra_bench.report.about import environment_text
 from ra_bench.report.charts.building import break_even_rows
 from ra_bench.report.charts.heads import OF_DATA, OF_ORACLE, budget_rows
 from ra_bench.report.charts.queries import DISTANCES, gain_rows, leakage_rows
@@ -268,6 +269,15 @@ def test_columns_survive_packing() -> None:
     back = rows_of(columnar(rows, ["index", "recall", "k", "none"]))
 
     assert back == [rows[0] | {"recall": 0.1235}, rows[1]]
+
+
+def test_a_machine_is_told_with_its_versions_and_the_variables_that_decide_speed() -> None:
+    facts = ENVIRONMENT | {"variables": {"OMP_WAIT_POLICY": "passive"}}
+
+    told = environment_text(json.dumps(facts))
+
+    assert told.startswith("Made CPU; 2 cores; 8 GB; no GPU; kernels avx2; Linux; Python 3.11.2;")
+    assert told.endswith("numpy 2.4.6; OMP_WAIT_POLICY=passive")
 
 
 def test_latencies_of_two_machines_are_a_choice_that_begins_with_one(tmp_path) -> None:

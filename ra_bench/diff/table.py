@@ -86,11 +86,11 @@ def summary(found: Sequence[Change]) -> list[str]:
 
 
 def heading(a: Side, b: Side) -> list[str]:
-    """The two sides, their commits, and the versions that differ."""
+    """The two sides, their commits, and the versions and variables that differ."""
     lines = [_side(side) for side in (a, b)]
     first, second = (json.loads(side.measured[0].get("environment") or "{}") for side in (a, b))
-    versions = (facts.get("versions", {}) for facts in (first, second))
-    for name, pair in _differing(*versions).items():
+    named = (facts.get("versions", {}) | facts.get("variables", {}) for facts in (first, second))
+    for name, pair in _differing(*named).items():
         lines.append(f"{name}: {pair[0]} in A, {pair[1]} in B")
     return lines
 

@@ -152,7 +152,7 @@ def run_facts(run: Run, material: Material) -> dict[str, Any]:
 
 
 def environment_text(text: str) -> str:
-    """A machine and its versions in a line, from a row's JSON."""
+    """A machine, its versions and variables in a line, from a row's JSON."""
     try:
         facts = json.loads(text)
     except ValueError:
@@ -176,6 +176,7 @@ def environment_text(text: str) -> str:
             else ""
         ),
         versions,
+        ", ".join(f"{name}={value}" for name, value in (facts.get("variables") or {}).items()),
     ]
     return "; ".join(str(part) for part in parts if part)
 
