@@ -3,8 +3,8 @@
     LIST := SPEC [, SPEC]*
     SPEC := NAME [(SPEC)] [:key=value]* [@transform]
 
-as `hnsw@lift`, `ivf:nlist=1024:nprobe=64`, `my_index.py::MyIndex:leaf=32`, `tail(ra:ef=300):clusters=64` or
-`tail(softmaxlift(hnsw@lift))`. A key is a build setting (a dataclass field) or an effort setting (a
+as `hnsw@lift`, `ivf:nlist=1024:nprobe=64`, `my_index.py::MyIndex:leaf=32`, `softmaxlift(hnsw@lift)` or
+`tail(ra:ef=300):cluster_tokens=64`. A key is a build setting (a dataclass field) or an effort setting (a
 keyword-only argument of `search`), which then replaces the sweep's. Only a wrapper takes a spec in
 parentheses; without one it wraps its default. Its keys follow the parentheses; a transform is that of the
 inner index, and stands inside. Commas, colons and @ in parentheses belong to the inner spec.
@@ -98,6 +98,7 @@ def create(spec: str | Spec, threads: int = 1, seed: int = 0) -> Index:
         index: Index = cls(**spec.settings)
     except ValueError as error:
         raise UsageError(f"index '{spec}': {error}") from error
+    index.spec = str(spec)
     if isinstance(index, Wrapper):
         inner = spec.inner or parse(index.default_inner)
         index.wrap(create(inner, threads, seed), inner.effort)

@@ -142,7 +142,7 @@ class Transformed(Index):
         if about is not None and not self.transform.keeps_order:
             about = replace(about, query_neighbors=None)
         self.inner.build(self.transform.keys(self.keys), None, learn, about)
-        self._release()
+        drop_copied_rows(self.inner)
 
     def search(self, queries: np.ndarray, k: int | None, **effort: Any) -> Found:
         """The inner index's search with transformed queries."""
@@ -158,14 +158,7 @@ class Transformed(Index):
             raise NotImplementedError(f"{type(self.inner).__name__} cannot insert")
         self.keep_inserted(keys, values)  # first: it checks them
         self.inner.insert(self.transform.keys(keys))
-        self._release()
-
-    def _release(self) -> None:
-        """Drops the transformed rows where the inner index's library keeps its own copy of them."""
-        if self.inner.copies_keys:
-            rows = self.inner.keys
-            self.inner.keys = np.empty((0, rows.shape[1]), rows.dtype)  # a slice would keep them alive
-            self.inner._buffers = {}
+        drop_copied_rows(self.inner)
 
     def observe(self, queries: np.ndarray) -> None:
         """Passes the step's queries on."""
@@ -192,6 +185,13 @@ class Transformed(Index):
         self.inner = type(self.inner).load(folder / "inner", mmap)
         with np.load(folder / "transform.npz") as state:
             vars(self.transform).update({name: state[name].item() for name in state.files})
+
+
+def drop_copied_rows(inner: Index) -> None:
+    """Lets the rows go that an inner index was given, where its library keeps its own copy of them."""
+    if inner.copies_keys:
+        inner.keys = np.empty((0, inner.keys.shape[1]), inner.keys.dtype)  # a slice would keep them alive
+        inner._buffers = {}
 
 
 def _squared_norms(rows: np.ndarray) -> np.ndarray:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from ra_bench.errors import UsageError
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Index
 
@@ -23,7 +26,12 @@ class Wrapper(Index):
     inner_effort: dict[str, Any]
 
     def wrap(self, inner: Index, effort: dict[str, Any]) -> None:
-        """Takes over what the inner index is; `effort` is fixed for it already."""
+        """Takes over what the inner index is; `effort` is fixed for it already.
+
+        Raises UsageError for an inner index without a search.
+        """
+        if not inner.has_search:
+            raise UsageError(f"index '{self.spec}' must wrap one that searches, got '{inner.spec}'")
         self.inner, self.inner_effort = inner, effort
         self.learn_queries, self.learn_neighbors = inner.learn_queries, inner.learn_neighbors
         self.key_neighbors = inner.key_neighbors
@@ -71,3 +79,14 @@ class Wrapper(Index):
     def load_state(self, folder: Path, mmap: bool) -> None:
         """Loads the inner index from its subfolder."""
         self.inner.restore(folder / "inner", mmap)
+
+
+def logits_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """q·k (m, k) float32 of each of `queries` (m, d) float32 and its own `ids` (m, k); -inf for -1."""
+    from ra_bench.indexes._native._native import dot_rows  # compiled
+
+    logits = np.full(ids.shape, -np.inf, np.float32)
+    for row, mine in enumerate(ids):
+        real = mine >= 0
+        logits[row, real] = dot_rows(queries[row], keys, mine[real])
+    return logits
