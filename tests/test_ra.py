@@ -228,6 +228,15 @@ def test_what_is_not_finite_is_refused(bad):
     assert len(index.keys) == 50
 
 
+@pytest.mark.parametrize("width", [16, 31, 33])
+def test_keys_of_another_width_are_not_inserted(width):
+    """By the native call too, which would read beyond them."""
+    graph = built(keys=KEYS[:400], learn=LEARN[:50])._graphs[0]
+    with pytest.raises(ValueError, match=r"keys must hold the old keys and the new ones, \(n, 32\)"):
+        graph.insert(np.ones((401, width), np.float16), 1)
+    assert graph.links.shape[0] == 400
+
+
 @pytest.mark.parametrize("setting", ["degree=0", "pivots=0", "beam=-1", "learn_neighbors=0"])
 def test_senseless_settings_are_refused(setting):
     with pytest.raises(UsageError, match=setting.split("=")[0]):

@@ -67,7 +67,8 @@ Built* build(const Array& keys, const Array& shape, const Array& queries, const 
 
 void insert(Built& built, const Array& keys, int threads) {
   const Rows rows = rows_of("keys", keys);
-  if (rows.n < built.graph.n) refuse("keys must hold the old keys and the new ones");
+  if (rows.n < built.graph.n || rows.d != built.graph.dim)
+    refuse("keys must hold the old keys and the new ones, (n, " + std::to_string(built.graph.dim) + ")");
   nb::gil_scoped_release release;
   built.settings.threads = std::max(threads, 1);
   built.own_tables();
