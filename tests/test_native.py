@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 import threading
 
@@ -125,6 +126,36 @@ def test_threads_do_not_change_a_bit(threads):
     many = _native.gather_attention(queries, ids, keys, keys, threads=threads)
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
+
+
+def test_threads_that_could_not_start_are_not_started_by_later_calls() -> None:
+    """In a process of its own, which has no memory left for their stacks while the first call runs."""
+    program = """
+import os, resource, sys
+import numpy as np
+from ra_bench.indexes._native import _native
+
+keys, ids = np.ones((8, 4), np.float16), np.zeros((512, 1), np.int32)
+def attend(threads):
+    _native.gather_attention(np.ones((512, 4), np.float32), ids, keys, keys, threads=threads)
+
+attend(2)
+before = len(os.listdir("/proc/self/task"))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), most))
+try:
+    attend(64)
+except RuntimeError:
+    failed = True
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+after = len(os.listdir("/proc/self/task"))
+attend(2)
+print(failed, after - before < 20, len(os.listdir("/proc/self/task")) - after)
+"""
+    told = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+    assert told.split() == ["True", "True", "0"]
 
 
 def test_strided_queries_and_ids_are_read_right():

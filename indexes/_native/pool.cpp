@@ -144,7 +144,12 @@ struct Pool {
   void want(int more) {
     const std::lock_guard<std::mutex> guard(start_mutex);
     wanted += more;
-    for (; started < std::min(wanted, kMaxThreads); ++started) std::thread([this] { work(); }).detach();
+    try {
+      for (; started < std::min(wanted, kMaxThreads); ++started) std::thread([this] { work(); }).detach();
+    } catch (...) {
+      wanted -= more;  // or each later job would try to start the threads of this one again
+      throw;
+    }
   }
 
   void run(Job& job) {
