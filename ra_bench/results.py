@@ -169,14 +169,14 @@ class ResultFolder:
 
     def note_command(self, command: str) -> None:
         """Keeps a command that measured into the folder, once."""
-        commands = read_commands(self.path)
-        if command not in commands:
-            try:
-                write_whole(
-                    self.path / COMMANDS, "".join(f"{one}\n" for one in [*commands, command]).encode()
-                )
-            except OSError as error:
-                raise RunError(f"--out '{self.path}' cannot be written: {error.strerror}") from error
+        if command in read_commands(self.path):
+            return
+        try:
+            # One write at the file's end: of commands that start together, none takes away another's line.
+            with (self.path / COMMANDS).open("ab", buffering=0) as file:
+                file.write(f"{command}\n".encode())
+        except OSError as error:
+            raise RunError(f"--out '{self.path}' cannot be written: {error.strerror}") from error
 
     def check_writable(self) -> None:
         """Raises RunError where rows could not land: before anything is measured, not after."""
@@ -242,9 +242,9 @@ class ResultFolder:
 
 
 def read_commands(path: Path) -> list[str]:
-    """The commands that measured into a result folder, oldest first."""
+    """The commands that measured into a result folder, oldest first, each once."""
     try:
-        return (path / COMMANDS).read_text().splitlines()
+        return list(dict.fromkeys((path / COMMANDS).read_text().splitlines()))
     except (OSError, ValueError):
         return []
 

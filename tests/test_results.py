@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ra_bench.errors import RunError, UsageError
-from ra_bench.results import COLUMNS, ResultFolder, content_address
+from ra_bench.results import COLUMNS, ResultFolder, content_address, read_commands
 
 IDENTITY = {"verb": "compare", "ks": [10]}
 
@@ -60,6 +60,25 @@ def test_a_damaged_run_file_is_named(tmp_path) -> None:
 
     with pytest.raises(UsageError, match=r"run\.json' cannot be read"):
         folder(tmp_path)
+
+
+def test_a_command_is_noted_once_and_after_those_that_were_noted_meanwhile(tmp_path, monkeypatch) -> None:
+    out = folder(tmp_path)
+    out.note_command("one")
+
+    def seen_before_another_run_notes_its_own(path: Path) -> list[str]:
+        seen = read_commands(path)
+        with (path / "commands.txt").open("a") as file:
+            file.write("two\n")
+        return seen
+
+    monkeypatch.setattr("ra_bench.results.read_commands", seen_before_another_run_notes_its_own)
+    out.note_command("three")
+    monkeypatch.undo()
+    out.note_command("one")
+
+    assert read_commands(out.path) == ["one", "two", "three"]
+    assert (out.path / "commands.txt").read_text().count("\n") == 3
 
 
 def test_equal_content_has_an_equal_address_whatever_its_order() -> None:
