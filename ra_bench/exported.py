@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from ra_bench.errors import RunError, UsageError
-from ra_bench.results import DONE, Row, read_row_file
+from ra_bench.results import DONE, Row, read_identity, read_row_file
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ def result_folders(places: Sequence[Path]) -> list[Path]:
 def summary(folder: Path) -> Summary:
     """What a result folder holds; a damaged file is counted, not an error."""
     try:
-        about = json.loads((folder / "run.json").read_text())
-        verb = str(about["verb"])
-    except (OSError, ValueError, KeyError, TypeError):
+        verb = read_identity("RESULTS", folder / "run.json")["verb"]
+    except UsageError:
         verb = "?"
     rows = failed = damaged = size = 0
     last = 0.0

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_bench.errors import RunError, UsageError
+from ra_bench.errors import RunError, UsageError, one_line
 
 SCHEMA_VERSION = 3
 DONE = ("ok", "skipped")  # a unit that ended so is not run again
@@ -249,6 +249,20 @@ def read_commands(path: Path) -> list[str]:
         return []
 
 
+def read_identity(argument: str, marker: Path) -> dict[str, Any]:
+    """What the run.json of a result folder, which `argument` names, says of its run: its `verb` at least.
+
+    Raises UsageError where it does not read or does not describe a run.
+    """
+    try:
+        identity: Any = json.loads(marker.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{argument}: '{marker}' cannot be read: {one_line(error)}") from error
+    if not isinstance(identity, dict) or not isinstance(identity.get("verb"), str):
+        raise UsageError(f"{argument}: '{marker}' does not describe a run: it has no verb")
+    return identity
+
+
 def write_whole(path: Path, content: bytes, replace: bool = True) -> None:
     """Writes a file so that it is there whole or not at all, also after a crash or a full disk.
 
@@ -318,10 +332,7 @@ def _write_marker(marker: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _refuse_another_run(marker: Path, identity: Mapping[str, Any]) -> None:
-    try:
-        there = json.loads(marker.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out: '{marker}' cannot be read: {error}") from error
+    there = read_identity("--out", marker)
     for name, value in identity.items():
         if there.get(name) != value:
             raise UsageError(

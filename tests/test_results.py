@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ra_bench.diff.sides import read_side
 from ra_bench.errors import RunError, UsageError
+from ra_bench.exported import summary
+from ra_bench.report.rows import read_runs
 from ra_bench.results import COLUMNS, ResultFolder, content_address, read_commands
 
 IDENTITY = {"verb": "compare", "ks": [10]}
@@ -60,6 +63,22 @@ def test_a_damaged_run_file_is_named(tmp_path) -> None:
 
     with pytest.raises(UsageError, match=r"run\.json' cannot be read"):
         folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"compare"', "{}", '{"verb": ["compare"]}', "[" * 100_000])
+def test_a_run_file_that_describes_no_run_is_refused_by_whatever_reads_it(tmp_path, text) -> None:
+    out = folder(tmp_path)
+    out.write("a", [{"unit": "a", "status": "ok", "index": "flat"}])
+    (out.path / "run.json").write_text(text)
+
+    for read in (
+        lambda: folder(tmp_path),
+        lambda: read_side("A", out.path),
+        lambda: read_runs([out.path]),
+    ):
+        with pytest.raises(UsageError, match=r"run\.json' (does not describe a run|cannot be read)"):
+            read()
+    assert summary(out.path).verb == "?"
 
 
 def test_a_command_is_noted_once_and_after_those_that_were_noted_meanwhile(tmp_path, monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_bench.errors import RunError, UsageError
-from ra_bench.results import LONG_COLUMNS, Row, refuse_schema
+from ra_bench.results import LONG_COLUMNS, Row, read_identity, refuse_schema
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,11 @@ def _identity(name: str, path: Path) -> dict[str, Any]:
     marker = path / "run.json"
     if not marker.is_file():
         raise UsageError(f"{name} must be a result folder, '{path}' has no run.json")
-    try:
-        identity = json.loads(marker.read_text())
-        verb = identity["verb"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{name}: '{marker}' cannot be read: {error!r}") from error
-    if verb != "compare":
-        raise UsageError(f"{name} must hold results of compare, '{path}' holds those of {verb}")
+    identity = read_identity(name, marker)
+    if identity["verb"] != "compare":
+        raise UsageError(f"{name} must hold results of compare, '{path}' holds those of {identity['verb']}")
     refuse_schema(name, path, identity.get("schema"))
-    return dict(identity)
+    return identity
 
 
 def _rows(name: str, file: Path) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,14 @@ import pyarrow.parquet as pq
 from ra_bench import drift_rows
 from ra_bench.decode import rows as decode_rows
 from ra_bench.errors import UsageError
-from ra_bench.results import LONG_COLUMNS, SCHEMA_VERSION, Row, read_commands, refuse_schema
+from ra_bench.results import (
+    LONG_COLUMNS,
+    SCHEMA_VERSION,
+    Row,
+    read_commands,
+    read_identity,
+    refuse_schema,
+)
 
 SCHEMAS = {
     "compare": SCHEMA_VERSION,
@@ -110,13 +116,7 @@ def _identity(path: Path) -> dict[str, Any]:
         raise UsageError(f"RESULTS must be result folders, no such folder '{path}'")
     if not marker.exists():
         raise UsageError(f"RESULTS: '{path}' is no result folder, or was not finished: it has no run.json")
-    try:
-        identity = json.loads(marker.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"RESULTS: '{marker}' cannot be read: {error}") from error
-    if not isinstance(identity, dict):
-        raise UsageError(f"RESULTS: '{marker}' does not describe a run")
-    return identity
+    return read_identity("RESULTS", marker)
 
 
 def _rows_of(file: Path) -> list[Row] | None:
