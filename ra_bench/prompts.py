@@ -49,7 +49,7 @@ class Repeated:
     @classmethod
     def parse(cls, prompt: str) -> Self | None:
         """What `prompt` asks for; None where it is not of this form."""
-        match = re.fullmatch(r"repeated:(\d+)x(\d+)", prompt)
+        match = re.fullmatch(r"repeated:([0-9]{1,18})x([0-9]{1,18})", prompt)
         return cls(int(match[1]), int(match[2])) if match else None
 
     def token_ids(self, context_tokens: int, vocabulary: int, seed: int) -> list[int]:

@@ -75,6 +75,7 @@ class TestPrompt:
         with pytest.raises(UsageError, match=named):
             read_documents((prompt,), context, list, vocabulary=50)
         assert Repeated.parse("repeated.txt") is None
+        assert Repeated.parse(f"repeated:{'9' * 5000}x2") is None
 
 
 class TestScores:

@@ -1,0 +1,48 @@
+"""Numbers of a command line are read right or refused in one line, however long they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from ra_bench.arguments import (
+    parse_bytes,
+    parse_numbers,
+    parse_part,
+    parse_tokens,
+)
+from ra_bench.errors import UsageError
+
+LONG = "9" * 5000  # int() raises ValueError for it
+
+
+def test_numbers_are_read_with_their_ranges_and_units() -> None:
+    assert parse_numbers("--k", "8-10, 0,9") == [0, 8, 9, 10]
+    assert parse_part("--part", "2/4") == (2, 4)
+    assert parse_tokens("32K") == 32 * 1024
+    assert parse_bytes("64g", "--max-bytes") == 64 * 10**9
+    assert parse_tokens("9" * 18) == 10**18 - 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda text: parse_numbers("--it", text),
+        lambda text: parse_numbers("--it", f"0-{text}"),
+        lambda text: parse_part("--it", f"1/{text}"),
+        lambda text: parse_tokens(text, "--it"),
+        lambda text: parse_tokens(f"{text}k", "--it"),
+        lambda text: parse_bytes(f"{text}g", "--it"),
+    ],
+)
+@pytest.mark.parametrize("digits", [19, 5000])
+def test_a_number_of_too_many_digits_is_refused_in_one_short_line(read, digits) -> None:
+    with pytest.raises(UsageError, match=rf"^--it .*of at most 18 digits, got {digits}: '9{{18}}…'$"):
+        read(LONG[:digits])
+
+
+@pytest.mark.parametrize("text", ["", "0", "k", "-1", "1.5", "٣", "4q", "²"])
+def test_what_is_no_number_of_tokens_or_bytes_is_refused(text) -> None:
+    with pytest.raises(UsageError, match=f"^--it must be a number of tokens such as .*, got '{text}'$"):
+        parse_tokens(text, "--it")
+    with pytest.raises(UsageError, match=f"^--it must be a number of bytes such as .*, got '{text}'$"):
+        parse_bytes(text, "--it")
