@@ -1,4 +1,4 @@
-"""Numbers as a command line takes them: `0,8-11`, `32k`, `2/4`."""
+"""Numbers as a command line takes them: `0,8-11`, `32k`, `2/4`; and bounds that several verbs share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from ra_bench.errors import UsageError
 
 LARGEST = 1_000_000
 DIGITS = 18  # more than anything here has, and times a unit far below what int() refuses
+SEED_BITS = 63  # torch and the native methods take seeds as signed 64-bit numbers
 BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -42,6 +43,12 @@ def parse_bytes(text: str, argument: str) -> int:
     digits = text[: len(text) - len(unit)] if unit in BYTE_UNITS else ""
     rule = f"{argument} must be a number of bytes such as 500m or 64g"
     return _whole(digits, rule, text, 1) * BYTE_UNITS[unit]
+
+
+def check_seed(seed: int) -> None:
+    """Raises UsageError for a seed that not everything that draws can take."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise UsageError(f"--seed must be at least 0 and below 2^{SEED_BITS}, got {seed}")
 
 
 def _whole(digits: str, rule: str, text: str, least: int = 0) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ra_bench import hardware
+from ra_bench.arguments import check_seed
 from ra_bench.data import DataSource, open_data
 from ra_bench.engine.local import LocalEngine
 from ra_bench.engine.task import Call, Ended, Engine, Limits, Watcher, Work
@@ -113,10 +114,11 @@ def make_plan(settings: Settings, machine: str | None = None) -> Plan:
     """
     if min(settings.ks) < 1:
         raise UsageError(f"--k must be at least 1, got {min(settings.ks)}")
-    for name, least in (("threads", 1), ("repeats", 1), ("max_queries", 1), ("seed", 0)):
+    for name, least in (("threads", 1), ("repeats", 1), ("max_queries", 1)):
         value = getattr(settings, name)
         if value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    check_seed(settings.seed)
     if not settings.timeout_s > 0:
         raise UsageError(f"--timeout must be more than 0 seconds, got {settings.timeout_s:g}")
     if settings.memory_bytes is not None and settings.memory_bytes < 1:

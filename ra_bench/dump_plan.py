@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ra_bench import models
-from ra_bench.arguments import parse_numbers
+from ra_bench.arguments import check_seed, parse_numbers
 from ra_bench.capture import kept_tokens
 from ra_bench.errors import UsageError
 from ra_bench.vectors import MANIFEST, Kind
@@ -111,6 +111,7 @@ def _check_numbers(settings: DumpSettings) -> None:
     for argument, (value, least) in at_least.items():
         if value < least:
             raise UsageError(f"{argument} must be at least {least}, got {value}")
+    check_seed(settings.seed)
     if not 0.0 < settings.learn_share <= 1.0:
         raise UsageError(f"--learn-share must be more than 0 and at most 1, got {settings.learn_share:g}")
     if settings.learn_share < 1.0 and settings.query_stride > 1:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ra_bench.arguments import check_seed
 from ra_bench.data import DataSource
 from ra_bench.errors import UsageError
 from ra_bench.head import Rope
@@ -91,10 +92,10 @@ def _check(out: Path, request: Request) -> None:
         ("--tokens", request.tokens, least),
         ("--decode-steps", request.decode_steps, 0),
         ("--learn-queries", request.learn_queries, 0),
-        ("--seed", request.seed, 0),
     ):
         if value < low:
             raise UsageError(f"{argument} must be at least {low}, got {value}")
+    check_seed(request.seed)
     for name, value in asdict(request.knobs).items():
         if not 0 <= value <= 100:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0 and 100, got {value:g}")
@@ -277,7 +278,7 @@ def _clusters(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
         rows.shape[1],
         count,
         niter=_FIT_ROUNDS,
-        seed=seed + 1,
+        seed=(seed + 1) % (1 << 31),  # faiss takes 31 bits
         min_points_per_centroid=1,
         max_points_per_centroid=_FIT_ROWS,
     )

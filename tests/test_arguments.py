@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ra_bench.arguments import (
+    check_seed,
     parse_bytes,
     parse_numbers,
     parse_part,
@@ -46,3 +47,10 @@ def test_what_is_no_number_of_tokens_or_bytes_is_refused(text) -> None:
         parse_tokens(text, "--it")
     with pytest.raises(UsageError, match=f"^--it must be a number of bytes such as .*, got '{text}'$"):
         parse_bytes(text, "--it")
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63, 10**27])
+def test_a_seed_that_does_not_fit_is_refused(seed) -> None:
+    with pytest.raises(UsageError, match=rf"^--seed must be at least 0 and below 2\^63, got {seed}$"):
+        check_seed(seed)
+    check_seed((1 << 63) - 1)

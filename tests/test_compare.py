@@ -249,7 +249,7 @@ def test_two_heads_are_measured_one_after_the_other(make_dump, tmp_path) -> None
     [
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"threads": 0}, "--threads must be at least 1, got 0"),
-        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"seed": -1}, r"--seed must be at least 0 and below 2\^63, got -1"),
         ({"timeout_s": float("nan")}, "--timeout must be more than 0 seconds, got nan"),
         ({"indexes": ("flatt",)}, "unknown index 'flatt'. Did you mean 'flat'"),
         ({"layers": (7,)}, "has no layer 7; it has 3"),

@@ -153,6 +153,7 @@ def test_a_head_longer_than_the_real_one_is_made_in_blocks(real, tmp_path, monke
     [
         (Request(100), "--tokens must be at least 641, got 100"),
         (Request(5000, decode_steps=-1), "--decode-steps must be at least 0, got -1"),
+        (Request(5000, seed=-1), r"--seed must be at least 0 and below 2\^63, got -1"),
         (Request(5000, knobs=Knobs(ood=-1)), "--ood must be between 0 and 100, got -1"),
     ],
 )
@@ -160,6 +161,11 @@ def test_what_cannot_be_generated_is_refused(real, tmp_path, request_, message):
     with pytest.raises(UsageError, match=message):
         generate(real, real.heads, tmp_path / "out", request_)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_seed_generates(real, tmp_path):
+    made = generate(real, real.heads, tmp_path / "made", Request(2000, 8, 70, seed=(1 << 63) - 1))
+    assert len(made.heads) == 1
 
 
 def test_a_short_head_is_refused_as_a_model(dump, tmp_path, make_dump):
