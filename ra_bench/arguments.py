@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ra_bench import hardware
 from ra_bench.errors import UsageError
 
 LARGEST = 1_000_000
@@ -49,6 +50,17 @@ def check_seed(seed: int) -> None:
     """Raises UsageError for a seed that not everything that draws can take."""
     if not 0 <= seed < 1 << SEED_BITS:
         raise UsageError(f"--seed must be at least 0 and below 2^{SEED_BITS}, got {seed}")
+
+
+def check_threads(threads: int, here: bool = True) -> None:
+    """Raises UsageError for fewer than one thread or, where they run `here`, for more than cores.
+
+    More would wait for each other, and what is timed with them would be the time of fewer.
+    """
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    if here and threads > (cores := hardware.core_count()):
+        raise UsageError(f"--threads must be at most {cores}, the cores that are here, got {threads}")
 
 
 def _whole(digits: str, rule: str, text: str, least: int = 0) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ra_bench import compare as comparison
 from ra_bench import reproduce
+from ra_bench.arguments import check_threads
 from ra_bench.budget_table import compared
 from ra_bench.cli_common import command_line, err, out, print_results, shown
 from ra_bench.engine.task import Engine
-from ra_bench.errors import UsageError
 from ra_bench.progress import Mode
 from ra_bench.results import LONG_COLUMNS, ResultFolder, Row, content_address
 from ra_bench.table import failures, skipped
@@ -74,8 +74,7 @@ def compare(settings: comparison.Settings, ending: Ending, engine: Engine) -> li
 
 def engine_of(name: str, address: str, workers: int, fresh: bool, threads: int) -> Engine:
     """Where the units of `compare` run."""
-    if threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {threads}")
+    check_threads(threads, here=name == "local")
     if name == "ray":
         from ra_bench.engine.ray import RayEngine
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ra_bench import drift
-from ra_bench.arguments import check_seed
+from ra_bench.arguments import check_seed, check_threads
 from ra_bench.compare import source_hash
 from ra_bench.data import DataSource
 from ra_bench.environment import environment, machine_class
@@ -78,8 +78,7 @@ class Plan:
             raise UsageError(f"--tokens must be numbers from 1, got {','.join(map(str, self.tokens)) or '-'}")
         if not 0 < self.recall <= 1:
             raise UsageError(f"--recall must be above 0 and at most 1, got {self.recall:g}")
-        if self.threads < 1:
-            raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        check_threads(self.threads)
         check_seed(self.seed)
         drift.refuse_unfit(self.specs)
 

@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
+from ra_bench.arguments import check_threads
 from ra_bench.data import open_data
 from ra_bench.datasets.sample import sample_path
 from ra_bench.errors import RaBenchError, UsageError
@@ -150,14 +151,15 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Most threads. Default: all cores.")] = None,
 ) -> None:
     """Prints, for each index, the time of a layer's call on 1, 2, 4 … threads."""
-    for name, value in (("--heads", heads), ("--k", k), ("--threads", 1 if threads is None else threads)):
+    cores = core_count() if threads is None else threads
+    check_threads(cores)
+    for name, value in (("--heads", heads), ("--k", k)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
     if not 0 < recall <= 1:
         raise UsageError(f"--recall must be above 0, at most 1, got {recall:g}")
     opened = open_data(str(sample_path() if data is None else data))
     vectors = [opened.load(name) for name in opened.heads]
-    cores = threads or core_count()
     for spec in split_specs(indexes):
         for line in lines(spec, Layer(spec, vectors, heads, cores), k, recall, cores):
             print(line, flush=True)

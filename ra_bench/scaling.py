@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ra_bench.arguments import parse_tokens
+from ra_bench.arguments import check_threads, parse_tokens
 from ra_bench.errors import RaBenchError
 from ra_bench.matched import at_recall, sweep_points
 from ra_bench.results import Row
@@ -100,6 +100,7 @@ def main(
     from ra_bench.registry import split
     from ra_bench.results import ResultFolder
 
+    check_threads(threads)
     err = Console(stderr=True)
     source = open_data(sample_path() if like == "sample" else like)
     measured: dict[int, Sequence[Row]] = {}

@@ -6,12 +6,14 @@ import pytest
 
 from ra_bench.arguments import (
     check_seed,
+    check_threads,
     parse_bytes,
     parse_numbers,
     parse_part,
     parse_tokens,
 )
 from ra_bench.errors import UsageError
+from ra_bench.hardware import core_count
 
 LONG = "9" * 5000  # int() raises ValueError for it
 
@@ -54,3 +56,12 @@ def test_a_seed_that_does_not_fit_is_refused(seed) -> None:
     with pytest.raises(UsageError, match=rf"^--seed must be at least 0 and below 2\^63, got {seed}$"):
         check_seed(seed)
     check_seed((1 << 63) - 1)
+
+
+def test_more_threads_than_cores_are_refused_unless_they_run_elsewhere() -> None:
+    with pytest.raises(UsageError, match=rf"^--threads must be at most {core_count()}, .* got 999999$"):
+        check_threads(999_999)
+    with pytest.raises(UsageError, match=r"^--threads must be at least 1, got 0$"):
+        check_threads(0, here=False)
+    check_threads(999_999, here=False)
+    check_threads(core_count())
