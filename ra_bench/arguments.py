@@ -52,6 +52,14 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"--seed must be at least 0 and below 2^{SEED_BITS}, got {seed}")
 
 
+def check_tokens(argument: str, tokens: int, decode_steps: int) -> None:
+    """Raises UsageError for more tokens than the positions of a dump, 32-bit numbers, can tell apart."""
+    if tokens + decode_steps >= 1 << 31:
+        raise UsageError(
+            f"{argument} and --decode-steps must be below 2^31 tokens, got {tokens} and {decode_steps}"
+        )
+
+
 def check_threads(threads: int, here: bool = True) -> None:
     """Raises UsageError for fewer than one thread or, where they run `here`, for more than cores.
 

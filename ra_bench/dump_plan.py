@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from ra_bench import models
-from ra_bench.arguments import check_seed, parse_numbers
+from ra_bench.arguments import check_seed, check_tokens, parse_numbers
 from ra_bench.capture import kept_tokens
 from ra_bench.errors import UsageError
 from ra_bench.vectors import MANIFEST, Kind
-from ra_bench.writer import UNFINISHED
+from ra_bench.writer import UNFINISHED, refuse_full_disk, row_bytes
 
 _FREE_FILES = 256  # what Python, torch and the model keep open beside the dump's files
 PREFILLED: tuple[Kind, ...] = ("keys", "values", "prefill_queries")
 DECODED: tuple[Kind, ...] = ("decoded_keys", "decoded_values", "decode_queries")
-_COLUMN_BYTES = 10  # position, query_head and step of a row
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,10 @@ def make_plan(settings: DumpSettings) -> Plan:
         )
     layers = _choose_layers(settings.layers, shape.layer_kinds)
     kv_heads = _choose("--kv-heads", settings.kv_heads, shape.num_kv_heads)
-    key_rows = longest
     kept = kept_tokens(0, settings.context_tokens, settings.query_stride, settings.learn_share)
     query_tokens = len(kept) + settings.decode_steps
-    row_bytes = shape.head_dim * np.dtype(settings.dtype).itemsize + _COLUMN_BYTES
-    head_bytes = (2 * key_rows + query_tokens * shape.group) * row_bytes
+    rows = 2 * longest + query_tokens * shape.group
+    head_bytes = rows * row_bytes(shape.head_dim, np.dtype(settings.dtype))
     documents = max(1, len(settings.prompts))
     plan = Plan(
         source, config, shape, layers, kv_heads, device, documents * len(layers) * len(kv_heads) * head_bytes
@@ -112,6 +109,7 @@ def _check_numbers(settings: DumpSettings) -> None:
         if value < least:
             raise UsageError(f"{argument} must be at least {least}, got {value}")
     check_seed(settings.seed)
+    check_tokens("--context", settings.context_tokens, settings.decode_steps)
     if not 0.0 < settings.learn_share <= 1.0:
         raise UsageError(f"--learn-share must be more than 0 and at most 1, got {settings.learn_share:g}")
     if settings.learn_share < 1.0 and settings.query_stride > 1:
@@ -132,13 +130,7 @@ def _check_out(out: Path, force: bool) -> None:
 
 def _check_room(out: Path, plan: Plan) -> None:
     """Room on the disk, and for files: those of decoded tokens stay open until decoding ends."""
-    parent = out.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    free_bytes = shutil.disk_usage(parent).free
-    there = sum(path.stat().st_size for path in out.glob("*.parquet")) if out.is_dir() else 0
-    if plan.estimated_bytes - there > free_bytes:
-        raise UsageError(f"--out {out}: needs about {plan.estimated_bytes} bytes, {free_bytes} are free")
+    refuse_full_disk(out, plan.estimated_bytes)
     needed = len(plan.layers) * len(plan.kv_heads) * len(DECODED) + _FREE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:

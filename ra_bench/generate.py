@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ra_bench.arguments import check_seed
+from ra_bench.arguments import check_seed, check_tokens
 from ra_bench.data import DataSource
 from ra_bench.errors import UsageError
 from ra_bench.head import Rope
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
 from ra_bench.vectors import DataSet, HeadMetadata, HeadName, HeadVectors
-from ra_bench.writer import DumpWriter
+from ra_bench.writer import DumpWriter, refuse_full_disk, row_bytes
 
 RUN_TOKENS = 32  # consecutive real tokens that stay together
 JITTER = 0.35  # of the difference of two rows of a cluster
@@ -75,7 +75,9 @@ def generate(
     tokens)` is told how it goes.
     """
     _check(out, request)
-    with DumpWriter(out, like.load(heads[0]).keys.dtype) as writer:
+    first = like.load(heads[0])
+    refuse_full_disk(out, len(heads) * _head_bytes(first, request))
+    with DumpWriter(out, first.keys.dtype) as writer:
         for name in heads:
             model = _Model(like.load(name), request)
             _write(writer, model, name, progress)
@@ -96,9 +98,18 @@ def _check(out: Path, request: Request) -> None:
         if value < low:
             raise UsageError(f"{argument} must be at least {low}, got {value}")
     check_seed(request.seed)
+    check_tokens("--tokens", request.tokens, request.decode_steps)
     for name, value in asdict(request.knobs).items():
         if not 0 <= value <= 100:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0 and 100, got {value:g}")
+
+
+def _head_bytes(like: HeadVectors, request: Request) -> int:
+    """What the files of a head take, about."""
+    keys = request.tokens + request.decode_steps
+    queries = min(request.tokens * like.about.group, request.learn_queries)
+    rows = 2 * keys + queries + request.decode_steps * like.about.group
+    return rows * row_bytes(like.keys.shape[1], like.keys.dtype)
 
 
 class _Pool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +40,25 @@ from ra_bench.vectors import (
 # The journal of a dump that can be resumed: what it is, then a line for each file that is whole.
 UNFINISHED = "dump.unfinished.jsonl"
 
+_COLUMN_BYTES = 10  # position, query_head and step of a row
 _GROUP_ROWS = 1024  # smaller blocks wait for each other: a row group a decoded token would be all overhead
 _ROW_GROUP_ROWS = 1 << 17
+
+
+def row_bytes(dim: int, dtype: np.dtype) -> int:
+    """What a row of `dim` numbers and its columns takes in a file, about."""
+    return dim * dtype.itemsize + _COLUMN_BYTES
+
+
+def refuse_full_disk(out: Path, needed_bytes: int) -> None:
+    """Raises UsageError where the disk of `out` has no room for a dump, its files there counted."""
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free_bytes = shutil.disk_usage(parent).free
+    there = sum(path.stat().st_size for path in out.glob("*.parquet")) if out.is_dir() else 0
+    if needed_bytes - there > free_bytes:
+        raise UsageError(f"--out {out}: needs about {needed_bytes} bytes, {free_bytes} are free")
 
 
 class HeadWriter:

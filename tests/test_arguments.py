@@ -7,6 +7,7 @@ import pytest
 from ra_bench.arguments import (
     check_seed,
     check_threads,
+    check_tokens,
     parse_bytes,
     parse_numbers,
     parse_part,
@@ -65,3 +66,9 @@ def test_more_threads_than_cores_are_refused_unless_they_run_elsewhere() -> None
         check_threads(0, here=False)
     check_threads(999_999, here=False)
     check_threads(core_count())
+
+
+def test_more_tokens_than_positions_can_tell_apart_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--tokens and --decode-steps must be below 2\^31 tokens, got "):
+        check_tokens("--tokens", (1 << 31) - 2, 2)
+    check_tokens("--tokens", (1 << 31) - 2, 1)

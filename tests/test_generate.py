@@ -154,6 +154,7 @@ def test_a_head_longer_than_the_real_one_is_made_in_blocks(real, tmp_path, monke
         (Request(100), "--tokens must be at least 641, got 100"),
         (Request(5000, decode_steps=-1), "--decode-steps must be at least 0, got -1"),
         (Request(5000, seed=-1), r"--seed must be at least 0 and below 2\^63, got -1"),
+        (Request(99_999_999 << 20), r"--tokens and --decode-steps must be below 2\^31 tokens, got 1048575"),
         (Request(5000, knobs=Knobs(ood=-1)), "--ood must be between 0 and 100, got -1"),
     ],
 )
@@ -161,6 +162,22 @@ def test_what_cannot_be_generated_is_refused(real, tmp_path, request_, message):
     with pytest.raises(UsageError, match=message):
         generate(real, real.heads, tmp_path / "out", request_)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_written(real, tmp_path, monkeypatch):
+    request = Request(2000, 8, 70)
+    needed = sum(
+        file.stat().st_size
+        for file in generate(real, real.heads, tmp_path / "made", request).path.glob("*.parquet")
+    )
+    estimated = (2 * 2008 + 70 + 8 * 7) * (64 * 2 + 10)
+    assert estimated == pytest.approx(needed, rel=0.1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": estimated - 1}))
+
+    with pytest.raises(UsageError, match=f"needs about {estimated} bytes, {estimated - 1} are free"):
+        generate(real, real.heads, tmp_path / "a" / "b", request)
+
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_largest_seed_generates(real, tmp_path):
