@@ -4,8 +4,12 @@ With 100 keys a search finds about half of the attention mass at best; the rest 
 of keys stands for those of its members that were not found: as many keys like their mean, with their mean
 value, as in the estimation zone of RetroInfer (arXiv 2505.02922, section 4.2), here around any search. By
 Jensen's inequality this is never more than their true weight. `estimate=mean` takes all keys for one cluster
-with normally distributed logits: the mass is that of a normal with the keys' mean and covariance, the value
-the mean value (SparQ's compensation, arXiv 2312.04985, section 3, with this mass in place of its scores').
+with normally distributed logits: the mass is that of a normal with the keys' mean and covariance, cut off at
+the least logit that was found, the value the mean value (SparQ's compensation, arXiv 2312.04985, section 3,
+with this mass in place of its scores').
+Found here, output error on the sample with the exact top 100, and 1000: alone .110, .044; clusters of 32 keys
+.046, .017, of 128 .058, .021, of 512 .068, .023; `estimate=mean` .071, .021 (.459, .416 without the cut: the
+logits have no such tail); `softmaxlift` .062, .012.
 Build O(n d c) an iteration for c clusters, search that of the inner index and O((c + k) d), insert O(c d).
 """
 
@@ -111,7 +115,9 @@ class Tail(Wrapper):
         sizes = self._sizes - taken
         means = (queries @ self._key_sums.T - lost) / np.maximum(sizes, 1)
         if self.estimate == "mean":
-            means += np.einsum("md,de,me->m", queries, self._covariance, queries)[:, None] / 2
+            variances = np.einsum("md,de,me->m", queries, self._covariance, queries)[:, None]
+            least = np.min(logits, axis=1, where=real, initial=np.inf)[:, None]
+            means = _log_mean_exp(means, variances, least)
         return np.where(sizes > 0, means, -np.inf).astype(np.float32), sizes.astype(np.float32)
 
     def attended_ids(self, queries: np.ndarray, k: int | None, **effort: Any) -> None:
@@ -158,6 +164,16 @@ class Tail(Wrapper):
         if self._labels.shape != (len(self.keys),):
             raise ValueError(f"labels must be ({len(self.keys)},), got {self._labels.shape}")
         self._sum()
+
+
+def _log_mean_exp(means: np.ndarray, variances: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Logarithm of E exp(x) (m, 1) of a normal x that is cut off above `most`."""
+    from scipy.special import log_ndtr
+
+    deviations = np.sqrt(np.maximum(variances, np.finfo(np.float32).tiny))
+    tilted, plain = (log_ndtr((most - means - shift) / deviations) for shift in (variances, 0))
+    kept: np.ndarray = means + variances / 2 + np.where(np.isfinite(most), tilted - plain, 0)
+    return kept
 
 
 def _sums(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -143,6 +143,19 @@ def test_tail_by_the_mean_knows_the_mass_of_normal_keys():
     assert (found < 0.05 * exact).all()
 
 
+def test_tail_by_the_mean_takes_the_rest_for_a_normal_below_the_least_that_was_found():
+    index = built("tail(flat):estimate=mean")
+    part, ids = index.attend(QUERIES, K), index.search(QUERIES, K).ids
+    covariance = np.cov(KEYS.astype(np.float64).T, bias=True)
+    for row, query in enumerate(QUERIES.astype(np.float64)):
+        logits, others = KEYS[ids[row]] @ query, np.setdiff1d(np.arange(N), ids[row])
+        normal = np.random.default_rng(row).normal(
+            (KEYS[others] @ query).mean(), np.sqrt(query @ covariance @ query), 400_000
+        )
+        rest = len(others) * np.exp(normal[normal < logits.min()]).mean()
+        assert np.exp(part.lse[row]) == pytest.approx(np.exp(logits).sum() + rest, rel=0.01)
+
+
 def test_tail_counts_inserted_keys_in_their_clusters():
     index = built("tail(flat):cluster_tokens=16")
     index.insert(KEYS[:64] + 0.01, VALUES[:64])
