@@ -18,7 +18,7 @@ import typer
 
 from ra_bench.arguments import parse_bytes, parse_numbers, parse_tokens
 from ra_bench.cli_analysis import app as analysis_verbs
-from ra_bench.cli_common import Json, NoReport, err, names, out
+from ra_bench.cli_common import Json, NoReport, Verbs, err, names, out
 from ra_bench.cli_data import app as data_verbs
 from ra_bench.cli_decode import app as decode_verbs
 from ra_bench.cli_results import app as results_verbs
@@ -27,7 +27,7 @@ from ra_bench.errors import RaBenchError, UsageError
 # BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
+app = Verbs(
     help="Which index should serve an LLM's attention, and what it costs.",
     no_args_is_help=True,
     add_completion=False,

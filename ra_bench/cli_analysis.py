@@ -9,10 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from ra_bench.arguments import parse_tokens
-from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, report_of, wide
+from ra_bench.cli_common import (
+    Json,
+    NoReport,
+    Verbs,
+    command_line,
+    err,
+    names,
+    out,
+    report_of,
+    wide,
+)
 from ra_bench.report import require_report
 
-app = typer.Typer()
+app = Verbs()
 
 
 @app.command()

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
-from ra_bench.errors import InterruptedRunError, RaBenchError
+from ra_bench.errors import InterruptedRunError, RaBenchError, UsageError
 from ra_bench.report import require_report
 
 out = Console(soft_wrap=True, markup=False, highlight=False)
@@ -24,6 +25,26 @@ wide = Console(width=200, markup=False, highlight=False)
 
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html into the folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of a table.")]
+
+
+class Verbs(typer.Typer):
+    """A group of verbs, none of which takes an empty value: `--out ''` is a variable that was not set."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:
+        return super().command(name, cls=_Verb, **settings)
+
+
+class _Verb(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever; raises UsageError for an option or argument that is there but empty."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name)
+            if "" in (value if isinstance(value, list | tuple) else [value]):
+                placed = (getattr(parameter, "metavar", None) or parameter.name.upper()).strip("[].")
+                name = parameter.opts[0] if parameter.param_type_name == "option" else placed
+                raise UsageError(f"{name} must not be empty")
+        return super().parse_args(ctx, args)
 
 
 @contextmanager

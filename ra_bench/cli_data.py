@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import parse_numbers, parse_tokens
-from ra_bench.cli_common import Json, err, out, wide
-from ra_bench.errors import UsageError
+from ra_bench.cli_common import Json, Verbs, err, out, wide
 
-app = typer.Typer(
+app = Verbs(
     help="Data sets: what there is, what is in one, and making new ones.",
     no_args_is_help=True,
     add_completion=False,
@@ -140,8 +139,6 @@ def _open(text: str) -> Any:
     from ra_bench.data import open_data
     from ra_bench.datasets.sample import sample_path
 
-    if not text:
-        raise UsageError("a data set's path or name must not be empty")
     return open_data(sample_path() if text == "sample" and not Path(text).exists() else text)
 
 

@@ -8,9 +8,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ra_bench.arguments import check_seed, parse_numbers, parse_part, parse_tokens
-from ra_bench.cli_common import Json, NoReport, command_line, err, names, out, print_results, shown
+from ra_bench.cli_common import (
+    Json,
+    NoReport,
+    Verbs,
+    command_line,
+    err,
+    names,
+    out,
+    print_results,
+    shown,
+)
 
-app = typer.Typer()
+app = Verbs()
 
 
 @app.command()

@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ra_bench.cli_common import out
+from ra_bench.cli_common import Verbs, out
 from ra_bench.errors import UsageError
 
-app = typer.Typer(help="What result folders hold.", no_args_is_help=True, rich_markup_mode=None)
+app = Verbs(help="What result folders hold.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")

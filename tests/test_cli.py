@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ra_bench.cli import app
+from ra_bench.errors import UsageError
 
 
 def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:
@@ -20,7 +25,7 @@ def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedPr
     ("arguments", "message"),
     [
         (["compare"], "Missing option '--indexes'"),
-        (["compare", "--indexes", ""], "--indexes must name at least one index"),
+        (["compare", "--indexes", ","], "--indexes must name at least one index"),
         (["compare", "--indexes", "hsnw"], "unknown index 'hsnw'. Did you mean 'hnsw'? Known: "),
         (["compare", "--indexes", "hnsw:ef_build=3"], "unknown 'hnsw' setting 'ef_build'"),
         (["compare", "--indexes", "ivf:nlist=many"], "nlist must be int, got 'many'"),
@@ -40,6 +45,14 @@ def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedPr
             ["compare", "--indexes", "flat", "--tables", "speed"],
             "--tables must be of recall,bytes,time, got 'speed'",
         ),
+        (["compare", "--indexes", "flat", "--threads", "999999", "--dry-run"], "--threads must be at most "),
+        (
+            ["compare", "--indexes", "flat", "--seed", str(2**63), "--dry-run"],
+            "--seed must be at least 0 and",
+        ),
+        (["decode", "--model", "x", "--indexes", "ra", "--seed", "9" * 27], "--seed must be at least 0 and"),
+        (["dump", "--model", "x", "--out", "never", "--seed", "-1"], "--seed must be at least 0 and below"),
+        (["drift", "--indexes", "flat", "--threads", "999999"], "--threads must be at most "),
         (["check", "nothing"], "unknown index 'nothing'"),
         (["conpare"], "No such command 'conpare'"),
     ],
@@ -51,6 +64,39 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, message) -> Non
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["compare", "--indexes", ""], "--indexes"),
+        (["compare", "--indexes="], "--indexes"),
+        (["compare", "--indexes", "flat", "--out", ""], "--out"),
+        (["decode", "--model", "", "--indexes", "ra"], "--model"),
+        (["drift", "--indexes", "flat", "--tokens", ""], "--tokens"),
+        (["dump", "--model", "x", "--out", "never", "--prompt", "a", "--prompt", ""], "--prompt"),
+        (["data", "gen", "--tokens", "4k", "--out="], "--out"),
+        (["results", "export", "csv", "results", "--out", ""], "--out"),
+        (["results", "list", "--json", ""], "PLACES"),
+        (["diff", "before", ""], "B"),
+    ],
+)
+def test_an_empty_value_is_refused_by_every_verb(arguments, name) -> None:
+    told = CliRunner().invoke(app, arguments)
+
+    assert isinstance(told.exception, UsageError)
+    assert str(told.exception) == f"{name} must not be empty"
+
+
+def test_no_verb_is_left_out_of_the_check_for_empty_values() -> None:
+    groups = [get_command(app)]
+    verbs = []
+    while groups:
+        for command in groups.pop().commands.values():
+            (groups if hasattr(command, "commands") else verbs).append(command)
+
+    assert len(verbs) > 12
+    assert {type(verb).__name__ for verb in verbs} == {"_Verb"}
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(None, "passive"), ("active", "active")])
