@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ra_bench import hardware
 from ra_bench.errors import UsageError
 
@@ -69,6 +71,12 @@ def check_threads(threads: int, here: bool = True) -> None:
         raise UsageError(f"--threads must be at least 1, got {threads}")
     if here and threads > (cores := hardware.core_count()):
         raise UsageError(f"--threads must be at most {cores}, the cores that are here, got {threads}")
+
+
+def check_file(argument: str, path: Path) -> None:
+    """Raises UsageError where a file is to be written that is a folder: before anything is read for it."""
+    if path.is_dir():
+        raise UsageError(f"{argument} must be a file, got the folder '{path}'")
 
 
 def _whole(digits: str, rule: str, text: str, least: int = 0) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ra_bench.arguments import parse_tokens
+from ra_bench.arguments import check_file, parse_tokens
 from ra_bench.cli_common import (
     Json,
     NoReport,
@@ -36,6 +36,7 @@ def heads(
     from ra_bench.retrieval_heads import classify
     from ra_bench.vectors import DataSet
 
+    check_file("--out", results)
     known = classify(DataSet.open(data), induction, echo)
     known.write(results)
     names = ", ".join(f"layer {layer} head {kv_head}" for layer, kv_head in known.retrieval)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ra_bench.arguments import check_file
 from ra_bench.cli_common import Verbs, out
 from ra_bench.errors import UsageError
 
@@ -57,6 +58,8 @@ def export_results(
     from ra_bench.exported import result_folders, rows_of, write_csv, write_json
     from ra_bench.results import write_whole
 
+    if file is not None:
+        check_file("--out", file)
     (first, *_) = result_folders([folder])
     if first != folder:
         raise UsageError(f"'{folder}' must be one result folder, got a folder of them")

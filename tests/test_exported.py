@@ -69,6 +69,14 @@ def test_an_export_lands_in_a_file_whole(folder, tmp_path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("verb", ["results export csv {0}", "heads --data {0}", "report {0}"])
+def test_a_folder_in_place_of_the_file_to_write_is_refused(folder, verb) -> None:
+    told = CliRunner().invoke(app, [*verb.format(folder).split(), "--out", str(folder)])
+
+    assert isinstance(told.exception, UsageError)
+    assert str(told.exception) == f"--out must be a file, got the folder '{folder}'"
+
+
 def test_the_list_is_json_too(folder) -> None:
     told = CliRunner().invoke(app, ["results", "list", str(folder.parent), "--json"])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from altair.utils.schemapi import debug_mode
 
 import ra_bench
+from ra_bench.arguments import check_file
 from ra_bench.errors import RunError, UsageError
 from ra_bench.report.about import Page
 from ra_bench.report.charts import building, decoding, drifting, heads, matched, paired, quality, queries
@@ -37,8 +38,7 @@ def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None
 
     Raises UsageError for a folder that holds no results, RunError where disk fails.
     """
-    if out.is_dir():
-        raise UsageError(f"--out must be a file, got the folder '{out}'")
+    check_file("--out", out)
     if figures is not None and figures.exists() and not figures.is_dir():
         raise UsageError(f"--figures must be a folder, got the file '{figures}'")
     page = make_page(folders)
