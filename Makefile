@@ -9,6 +9,7 @@ NATIVE := $(shell find indexes -name '*.cpp' -o -name '*.hpp' -o -name CMakeList
 .PHONY: help install compare check test test-all asv asv-smoke lint format clean
 
 help:
+	@echo "make install    make .venv and install into it; what the others begin with"
 	@echo "make compare    compare ra, hnsw and ivf on the built-in sample"
 	@echo "make check      every index against the contract"
 	@echo "make test       tests, under 10 minutes on two cores"
@@ -17,6 +18,7 @@ help:
 	@echo "make asv-smoke  every asv benchmark once, here; fails where nothing was measured"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
+	@echo "make clean      remove .venv, builds and caches"
 
 install: $(INSTALLED)
 
