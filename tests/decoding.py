@@ -12,15 +12,19 @@ from ra_bench.decode.answer import answer
 from ra_bench.decode.arms import CacheMaker
 from ra_bench.decode.built import Built
 from ra_bench.decode.graphs import make_track
+from ra_bench.decode.harness import run_plan
 from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left
 from ra_bench.decode.plan import Settings, make_plan
 from ra_bench.decode.prefilled import prefill_sample
+from ra_bench.decode.rows import COLUMNS
 from ra_bench.decode.step import Stepper
 from ra_bench.dump_plan import DumpSettings
 from ra_bench.prompts import Document
 from ra_bench.registry import parse
+from ra_bench.results import ResultFolder
 
 TOKENS = 1100  # a whole chunk, a rest, and 460 keys to index
+CONTEXT = 1500  # of `random_settings`
 
 
 class Decoding:
@@ -102,3 +106,31 @@ class Decoding:
         with torch.inference_mode():
             logits = self.session.model(torch.from_numpy(self.ids)[None]).logits[0]
         return logits[TOKENS : TOKENS + self.steps].numpy()
+
+
+class Watching:
+    """Keeps what a run tells its watcher."""
+
+    def __init__(self):
+        self.started = []
+
+    def start(self, name):
+        self.started.append(name)
+
+    def end(self, name, status, reason):
+        assert name in self.started, f"{name} ended and never started: its time is unknown"
+
+
+def random_settings(folder, *indexes, **changes):
+    defaults = {"context_tokens": CONTEXT, "limit": 1, "max_new_tokens": 4, "device": "cpu", "threads": 1}
+    defaults |= {"random_weights": True, "ks": (20,)}
+    return Settings(str(folder), indexes, **defaults | changes)
+
+
+def run(settings, folder, force=False):
+    plan = make_plan(settings)
+    watching = Watching()
+    rows = run_plan(plan, ResultFolder(folder, plan.identity, COLUMNS), watching, force)
+    return {(row["index"], row["k"], row["sample"]): row for row in rows}, [
+        name.partition(", ")[0] for name in watching.started
+    ]

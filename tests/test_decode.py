@@ -1,10 +1,8 @@
-"""The whole path of `ra-bench decode`: samples, runs, rows, failures, resuming and refusals."""
+"""The whole path of `ra-bench decode`: samples, runs, rows and failures."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +13,18 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_model
+from decoding import CONTEXT, random_settings, run
 
 from ra_bench.cli import app
-from ra_bench.decode import harness, runner
 from ra_bench.decode.answer import answer
-from ra_bench.decode.arms import make_arms
-from ra_bench.decode.deaths import Deaths
-from ra_bench.decode.harness import run_plan
 from ra_bench.decode.measures import break_even
-from ra_bench.decode.plan import Settings, make_plan
-from ra_bench.decode.rows import COLUMNS
+from ra_bench.decode.plan import Settings
 from ra_bench.decode.step import Step
-from ra_bench.decode.table import ended, tables
-from ra_bench.errors import RaBenchError, UsageError
-from ra_bench.registry import parse
-from ra_bench.results import ResultFolder
+from ra_bench.decode.table import tables
+from ra_bench.errors import UsageError
 from ra_bench.vectors import DataSet
 
 PLANTED = Path(__file__).parent / "planted_indexes.py"
-CONTEXT = 1500
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +35,6 @@ def config_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return tiny_model.save_model(tmp_path_factory.mktemp("model"), max_position_embeddings=4096)
-
-
-class Watching:
-    """Keeps what a run tells its watcher."""
-
-    def __init__(self):
-        self.started = []
-
-    def start(self, name):
-        self.started.append(name)
-
-    def end(self, name, status, reason):
-        assert name in self.started, f"{name} ended and never started: its time is unknown"
-
-
-def random_settings(folder, *indexes, **changes):
-    defaults = {"context_tokens": CONTEXT, "limit": 1, "max_new_tokens": 4, "device": "cpu", "threads": 1}
-    defaults |= {"random_weights": True, "ks": (20,)}
-    return Settings(str(folder), indexes, **defaults | changes)
-
-
-def run(settings, folder, force=False):
-    plan = make_plan(settings)
-    watching = Watching()
-    rows = run_plan(plan, ResultFolder(folder, plan.identity, COLUMNS), watching, force)
-    return {(row["index"], row["k"], row["sample"]): row for row in rows}, [
-        name.partition(", ")[0] for name in watching.started
-    ]
 
 
 def test_every_run_has_a_row_with_its_costs(config_folder, tmp_path):
@@ -107,100 +70,6 @@ def test_every_run_has_a_row_with_its_costs(config_folder, tmp_path):
     # Keys and values of 3 layers and 2 heads, d 16: float16 on the host, float32 on the device.
     assert ra["host_kv_bytes"] == 2 * 3 * 2 * (CONTEXT - 1) * 16 * 2
     assert ra["device_kv_bytes"] == 2 * 3 * 2 * (128 + 512 + 7) * 16 * 4
-
-
-def test_the_same_command_goes_on_where_it_stopped(config_folder, tmp_path):
-    out = tmp_path / "out"
-    first, started = run(random_settings(config_folder, "ivf"), out)
-    assert any(name.startswith("prefill of") for name in started)
-    again, started = run(random_settings(config_folder, "ivf"), out)
-    assert started == []
-    assert again == first
-    more, started = run(random_settings(config_folder, "ivf", "random", limit=2), out)
-    assert sum(name.startswith("prefill of") for name in started) == 2
-    assert started.count("ivf k=20") == 1  # the first sample's has landed
-    assert started.count("random k=20") == 2
-    assert more["ivf", 20, 0] == first["ivf", 20, 0]
-
-
-def test_parts_of_the_samples_land_in_one_folder_as_the_whole_would(config_folder, tmp_path):
-    out = tmp_path / "out"
-    odd, _ = run(random_settings(config_folder, "ivf", limit=3, part=(2, 2)), out)
-    assert {sample for _, _, sample in odd} == {1}
-    even, _ = run(random_settings(config_folder, "ivf", limit=3, part=(1, 2)), out)
-    assert {sample for _, _, sample in even} == {0, 2}
-    whole, started = run(random_settings(config_folder, "ivf", limit=3), out)
-    assert started == []
-    assert whole == even | odd
-
-
-def test_an_interrupted_run_keeps_what_has_landed(config_folder, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    original = runner.Runner.run
-
-    def interrupted(self, arm, *arguments, **named):
-        if arm.name == "flat":
-            raise KeyboardInterrupt
-        return original(self, arm, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.Runner, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(random_settings(config_folder, "ivf"), out)
-    _, started = run(random_settings(config_folder, "ivf"), out)
-    assert "dense" not in started
-    assert {"flat k=20", "ivf k=20"} <= set(started)
-
-
-def test_an_index_that_fails_is_a_row_and_the_run_goes_on(config_folder, tmp_path):
-    out = tmp_path / "out"
-    settings = random_settings(config_folder, f"{PLANTED}::Raises", f"{PLANTED}::Brackets", "ivf")
-    rows, _ = run(settings, out)
-    decoding, building = rows[f"{PLANTED}::Raises", 20, 0], rows[f"{PLANTED}::Brackets", 20, 0]
-    assert decoding["status"] == building["status"] == "failed"
-    assert decoding["reason"] == "decoding: RuntimeError: planted failure"
-    assert building["reason"] == "build: ValueError: wrong [/x] shape [float32]"
-    assert rows["ivf", 20, 0]["status"] == "ok"
-    lines = ended(list(rows.values()), ["failed"])
-    assert f"{PLANTED}::Raises k=20: failed on 1 sample: decoding: RuntimeError: planted failure" in lines
-    _, started = run(settings, out)
-    assert f"{PLANTED}::Raises k=20" in started  # what failed is tried again
-    assert "ivf k=20" not in started
-
-
-def test_the_mark_of_a_run_stays_where_the_process_dies_in_it(tmp_path):
-    deaths = Deaths(tmp_path)
-    with pytest.raises(ValueError, match="planted"), deaths.watched("one"):
-        raise ValueError("planted")
-    assert Deaths(tmp_path).of("one") == 0  # an exception is no death
-    for died in range(1, 3):
-        with Deaths(tmp_path).watched("one"):
-            mark = (tmp_path / "running-one").read_bytes()
-        (tmp_path / "running-one").write_bytes(mark)  # as a process that is killed leaves it
-        assert Deaths(tmp_path).of("one") == died
-        assert Deaths(tmp_path).of("other") == 0
-    Deaths(tmp_path).forget("one")
-    assert Deaths(tmp_path).of("one") == 0
-
-
-@pytest.mark.slow
-def test_the_same_command_goes_on_past_an_index_that_kills_the_process(config_folder, tmp_path):
-    settings = random_settings(config_folder, f"{PLANTED}::Crashes", "ivf", baselines=("dense",))
-    specs = f"{PLANTED}::Crashes,ivf"
-    command = [sys.executable, "-m", "ra_bench", "decode", "--model", str(config_folder), "--random-weights"]
-    command += ["--context", str(CONTEXT), "--limit", "1", "--max-new-tokens", "4", "--device", "cpu"]
-    command += ["--threads", "1", "--k", "20", "--indexes", specs, "--baselines", "dense"]
-    command += ["--out", str(tmp_path / "out")]
-    codes = [subprocess.run(command, check=False, capture_output=True).returncode for _ in range(3)]
-    assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 1]
-    plan = make_plan(settings)
-    folder = ResultFolder(tmp_path / "out", plan.identity, COLUMNS)
-    rows = folder.read(plan.address(plan.samples[0], arm) for arm in plan.arms)
-    assert [(row["status"], row["reason"]) for row in rows] == [
-        ("ok", ""),
-        ("failed", "the process died in it 2 times"),
-        ("ok", ""),
-    ]
 
 
 def test_an_attention_that_is_not_finite_fails(config_folder, tmp_path):
@@ -351,66 +220,6 @@ def test_break_even_is_where_the_build_is_paid_back():
     assert break_even({"tpot_ms": 50.0, "ttft_build_s": 20.0}, None) is None
 
 
-def test_baselines_come_first_and_flat_once():
-    arms = make_arms([parse("flat"), parse("ra")], [10, 20], ("dense", "flat", "window"))
-    assert [str(arm) for arm in arms] == [
-        *("dense", "window k=10", "window k=20"),
-        *("flat k=10", "flat k=20", "ra k=10", "ra k=20"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"context_tokens": 8192}, "can hold 4096"),
-        ({"context_tokens": 600}, "an index needs more than the 640"),
-        ({"ks": (0,)}, "--k must be at least 1, got 0"),
-        ({"limit": 0}, "--limit must be at least 1, got 0"),
-        ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
-        ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),
-        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
-        ({"min_keys_read": 2.0}, "--min-keys-read must be a share above 0, at most 1, got 2"),
-        ({"baselines": ("dens",)}, "unknown baseline 'dens'. Did you mean 'dense'"),
-        ({"tasks": ("passkey",)}, "--random-weights cannot answer"),
-        ({"tasks": ("passkei",), "random_weights": False}, "unknown task 'passkei'. Did you mean 'passkey'"),
-        ({"indexes": ("iwf",)}, "unknown index 'iwf'"),
-        ({"device": "cuda"}, "--device cuda: torch finds no CUDA device"),
-        ({"dense_layers": (7,)}, "--dense-layers 7 does not exist: the model has 3"),
-        ({"dense_layers": (0, 1, 2)}, "no layer left for an index"),
-        ({"protocol": "sparse"}, "--protocol must be one of question-sparse, question-dense, got 'sparse'"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(config_folder, changes, message):
-    indexes = changes.pop("indexes", ("ivf",))
-    with pytest.raises(UsageError, match=None) as refused:
-        make_plan(random_settings(config_folder, *indexes, **changes))
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_context_that_memory_cannot_hold_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    folder = tiny_model.save_config(tmp_path / "wide", max_position_embeddings=1 << 20)
-    monkeypatch.setattr("ra_bench.decode.plan._available_bytes", lambda: 50_000_000)
-    settings = random_settings(folder, "ivf", context_tokens=100_000)
-    # 3 layers, 2 heads, d 16, keys and values: 100,000 tokens in float32 (77 MB) and float16 (38 MB).
-    with pytest.raises(UsageError, match=r"100000 tokens need 0\.1 GB of host memory .* 0\.1 GB are free"):
-        make_plan(settings)
-
-
-def test_a_recorded_dump_must_not_be_there(config_folder, tmp_path):
-    (tmp_path / "dump").mkdir()
-    (tmp_path / "dump" / "file").touch()
-    with pytest.raises(UsageError, match=r"--record .* must be a new folder"):
-        make_plan(random_settings(config_folder, "ivf", record=tmp_path / "dump"))
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
-def test_models_whose_logits_are_not_q_k_are_refused(family, tmp_path):
-    folder = tiny_model.save_config(tmp_path / family, family, max_position_embeddings=4096)
-    with pytest.raises(RaBenchError, match="not supported"):
-        make_plan(random_settings(folder, "ivf"))
-
-
 def test_the_command_prints_tables_and_refuses_another_run_s_folder(config_folder, tmp_path):
     arguments = ["decode", "--model", str(config_folder), "--random-weights", "--indexes", "ivf", "--k", "20"]
     arguments += ["--context", str(CONTEXT), "--limit", "1", "--max-new-tokens", "3", "--threads", "1"]
@@ -425,18 +234,3 @@ def test_the_command_prints_tables_and_refuses_another_run_s_folder(config_folde
     result = CliRunner().invoke(app, [*arguments, "--seed", "1"])
     assert isinstance(result.exception, UsageError)
     assert "holds another run" in str(result.exception)
-
-
-@pytest.mark.parametrize("text", ["2", "1/x", "-1/2", "/", "1/2/3"])
-def test_a_part_that_is_no_part_is_refused(text, config_folder):
-    command = ["decode", "--model", str(config_folder), "--random-weights", "--indexes", "ivf"]
-    result = CliRunner().invoke(app, [*command, "--part", text])
-    assert isinstance(result.exception, UsageError)
-    assert str(result.exception) == f"--part must be I/N such as 2/4, got '{text}'"
-
-
-def test_harness_loads_no_model_for_a_finished_plan(config_folder, tmp_path, monkeypatch):
-    run(random_settings(config_folder, "random"), tmp_path / "out")
-    monkeypatch.setattr(harness.dump, "start", None)
-    rows, _ = run(random_settings(config_folder, "random"), tmp_path / "out")
-    assert len(rows) == 5

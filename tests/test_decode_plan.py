@@ -1,0 +1,92 @@
+"""What `ra-bench decode` plans and refuses, and by what its rows are addressed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_model
+from decoding import random_settings
+
+from ra_bench.cli import app
+from ra_bench.decode.arms import make_arms
+from ra_bench.decode.plan import make_plan
+from ra_bench.errors import RaBenchError, UsageError
+from ra_bench.registry import parse
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory):
+    return tiny_model.save_config(tmp_path_factory.mktemp("config"), max_position_embeddings=4096)
+
+
+def test_baselines_come_first_and_flat_once():
+    arms = make_arms([parse("flat"), parse("ra")], [10, 20], ("dense", "flat", "window"))
+    assert [str(arm) for arm in arms] == [
+        *("dense", "window k=10", "window k=20"),
+        *("flat k=10", "flat k=20", "ra k=10", "ra k=20"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_tokens": 8192}, "can hold 4096"),
+        ({"context_tokens": 600}, "an index needs more than the 640"),
+        ({"ks": (0,)}, "--k must be at least 1, got 0"),
+        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
+        ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),
+        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
+        ({"min_keys_read": 2.0}, "--min-keys-read must be a share above 0, at most 1, got 2"),
+        ({"baselines": ("dens",)}, "unknown baseline 'dens'. Did you mean 'dense'"),
+        ({"tasks": ("passkey",)}, "--random-weights cannot answer"),
+        ({"tasks": ("passkei",), "random_weights": False}, "unknown task 'passkei'. Did you mean 'passkey'"),
+        ({"indexes": ("iwf",)}, "unknown index 'iwf'"),
+        ({"device": "cuda"}, "--device cuda: torch finds no CUDA device"),
+        ({"dense_layers": (7,)}, "--dense-layers 7 does not exist: the model has 3"),
+        ({"dense_layers": (0, 1, 2)}, "no layer left for an index"),
+        ({"protocol": "sparse"}, "--protocol must be one of question-sparse, question-dense, got 'sparse'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(config_folder, changes, message):
+    indexes = changes.pop("indexes", ("ivf",))
+    with pytest.raises(UsageError, match=None) as refused:
+        make_plan(random_settings(config_folder, *indexes, **changes))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_context_that_memory_cannot_hold_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    folder = tiny_model.save_config(tmp_path / "wide", max_position_embeddings=1 << 20)
+    monkeypatch.setattr("ra_bench.decode.plan._available_bytes", lambda: 50_000_000)
+    settings = random_settings(folder, "ivf", context_tokens=100_000)
+    # 3 layers, 2 heads, d 16, keys and values: 100,000 tokens in float32 (77 MB) and float16 (38 MB).
+    with pytest.raises(UsageError, match=r"100000 tokens need 0\.1 GB of host memory .* 0\.1 GB are free"):
+        make_plan(settings)
+
+
+def test_a_recorded_dump_must_not_be_there(config_folder, tmp_path):
+    (tmp_path / "dump").mkdir()
+    (tmp_path / "dump" / "file").touch()
+    with pytest.raises(UsageError, match=r"--record .* must be a new folder"):
+        make_plan(random_settings(config_folder, "ivf", record=tmp_path / "dump"))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_models_whose_logits_are_not_q_k_are_refused(family, tmp_path):
+    folder = tiny_model.save_config(tmp_path / family, family, max_position_embeddings=4096)
+    with pytest.raises(RaBenchError, match="not supported"):
+        make_plan(random_settings(folder, "ivf"))
+
+
+@pytest.mark.parametrize("text", ["2", "1/x", "-1/2", "/", "1/2/3"])
+def test_a_part_that_is_no_part_is_refused(text, config_folder):
+    command = ["decode", "--model", str(config_folder), "--random-weights", "--indexes", "ivf"]
+    result = CliRunner().invoke(app, [*command, "--part", text])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == f"--part must be I/N such as 2/4, got '{text}'"
