@@ -82,13 +82,14 @@ class Decoding:
     def indexed(self, built, k, **effort):
         return self.maker.indexed(built, Retrieval(k, effort, 1, self.dtype))
 
-    def run(self, cache, inserts=True, recorder=None, steps=None):
+    def run(self, cache, inserts=True, recorder=None, steps=None, before_step=lambda layers: None):
         """Logits (steps, vocab) of the forced tokens, and the answer."""
         layers = [layer for layer in cache.layers if isinstance(layer, IndexedLayer)]
         inserts = inserts and bool(layers) and all(index.can_insert for index in layers[0].indexes)
         forced = self.ids[TOKENS : TOKENS + (steps or self.steps)].tolist()
 
-        def before_step(number):
+        def before(number):
+            before_step(layers)
             if recorder is not None:
                 recorder.start, recorder.step = TOKENS + number, number
 
@@ -98,7 +99,7 @@ class Decoding:
                 self.session.model, cache, (lambda: insert_left(layers)) if inserts else lambda: 0.0
             )
             stepper.prepare()
-            made = answer(stepper, self.prefilled.logits, forced, 0, frozenset(), True, before_step)
+            made = answer(stepper, self.prefilled.logits, forced, 0, frozenset(), True, before)
         return made.logits, made
 
     def reference(self):

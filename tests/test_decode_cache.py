@@ -157,13 +157,15 @@ def test_dense_layers_keep_exact_attention(tmp_path):
     assert everywhere.plan.indexed_layers == (2,)
 
 
-def test_insertions_are_undone_between_runs(llama):
+@pytest.mark.parametrize("more", [True, False])
+def test_insertions_are_undone_between_runs(llama, more):
+    """From what was saved where more runs were to follow, else by building anew."""
     built = llama.build("ra:learn_queries=0")
     first, _ = llama.run(llama.indexed(built, k=20, ef=40), steps=8)
-    built.save()
-    llama.run(llama.indexed(built, k=20, ef=40), steps=70)
+    before_step = built.lend(more)
+    llama.run(llama.indexed(built, k=20, ef=40), steps=70, before_step=before_step)
     assert built.tokens == TOKENS - SINK_TOKENS - RECENT_TOKENS + INSERT_BLOCK_TOKENS
-    built.restore()
+    built.lend(more)
     assert built.tokens == TOKENS - SINK_TOKENS - RECENT_TOKENS
     again, _ = llama.run(llama.indexed(built, k=20, ef=40), steps=8)
     np.testing.assert_array_equal(first, again)

@@ -122,6 +122,36 @@ def test_the_same_command_goes_on_past_an_index_that_kills_the_process(config_fo
     ]
 
 
+FAILS = """
+from ra_bench.registry import index_class
+
+class Fails(index_class("flat")):
+    first = 0
+
+    def build(self, keys, values=None, queries=None, about=None):
+        super().build(keys, values, queries, about)
+        self.first = len(keys)
+
+    def search(self, queries, k):
+        if k == 1 and len(self.keys) > self.first:
+            raise RuntimeError("planted failure")
+        return super().search(queries, k)
+"""
+
+
+def test_a_run_that_fails_leaves_nothing_in_the_indexes_of_the_next(config_folder, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    spec = f"{tmp_path / 'fails.py'}::Fails"
+    rows, _ = run(
+        random_settings(config_folder, spec, ks=(1, 2), max_new_tokens=70, baselines=()), tmp_path / "out"
+    )
+    failed, following = rows[spec, 1, 0], rows[spec, 2, 0]
+    assert failed["reason"] == "decoding: RuntimeError: planted failure"
+    assert following["status"] == "ok", following["reason"]
+    assert following["indexed_keys"] == CONTEXT - 1 - 128 - 512
+    assert following["inserted_tokens"] == 64
+
+
 def test_harness_loads_no_model_for_a_finished_plan(config_folder, tmp_path, monkeypatch):
     run(random_settings(config_folder, "random"), tmp_path / "out")
     monkeypatch.setattr(harness.dump, "start", None)

@@ -1,6 +1,7 @@
 """A responder's answers through an index are the plain model's, where the index finds all there is."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,18 @@ def test_what_one_answer_observed_is_gone_in_the_next(folder, tmp_path):
         PROMPT, [continuation]
     )
     assert abs(other[0] - once[0]) > 1e-5, "or its state does not show"
+
+
+def test_what_a_broken_off_answer_inserted_is_gone_in_the_next(folder):
+    responder = Responder(settings(folder, "flat"), 2)
+    with responder._prompt(PROMPT, 80) as asked:
+        with suppress(KeyError), responder._decoding(asked, 80) as stream:
+            for token in PROMPT[:70]:
+                stream.feed(token)
+            assert asked.built.tokens == 258 + 64
+            raise KeyError("planted")
+        with responder._decoding(asked, 80):
+            assert asked.built.tokens == 258
 
 
 def test_an_index_that_finds_little_answers_differently(folder, plain):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from ra_bench.attention import best_device
+from ra_bench.decode.indexed import IndexedLayer, would_insert
 from ra_bench.decode.prefilled import Prefilled
 from ra_bench.head import Head
 from ra_bench.index import Index
@@ -31,6 +32,7 @@ class Built:
         self.ready_s = 0.0
         self.learn_queries = 0
         self._snapshot: Snapshot | None = None
+        self._is_changed = False  # by a run, since they were built or restored
 
     def build(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
         """Builds all layers, one after the other, each with all threads.
@@ -105,15 +107,32 @@ class Built:
         """Whether decoding changes the indexes even if nothing is inserted."""
         return any(index.is_stateful for index in self._all)
 
-    def save(self) -> None:
-        """Keeps the indexes as they are now, to `restore` them; once, where they can be saved."""
-        assert self._snapshot is not None
-        self._snapshot.save()
+    def lend(self, more: bool = True) -> Callable[[Sequence[IndexedLayer]], None]:
+        """Begins a run: the indexes are as they were built, whatever the last run did and however it ended.
 
-    def restore(self) -> None:
-        """Undoes insertions and observations: from what `save` kept or by building anew, on nobody's time."""
+        Gives what is to be called before each step with the layers of the run's cache. Insertions and
+        observations are undone when the next run begins: from what was saved before the first of them, if
+        `more` runs were to follow, or else by building anew. All of it is on nobody's time.
+        """
         assert self._snapshot is not None
-        self._snapshot.restore()
+        snapshot, inserts = self._snapshot, self.can_insert
+        if self._is_changed:
+            snapshot.restore()
+            self._is_changed = False
+            snapshot = self._snapshot  # another, if they were built anew
+
+        def before_change() -> None:
+            if more and not self._is_changed:
+                snapshot.save()
+            self._is_changed = True
+
+        def before_step(layers: Sequence[IndexedLayer]) -> None:
+            if inserts and would_insert(layers):
+                before_change()
+
+        if self.is_stateful:
+            before_change()  # now: the first step is observed already
+        return before_step
 
     def _rebuild(self, prefilled: Prefilled, learn_sizes: Mapping[int, int]) -> None:
         times = self.build_s, self.knn_s, self.ready_s

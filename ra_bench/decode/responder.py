@@ -20,7 +20,7 @@ from ra_bench.decode.arms import CacheMaker
 from ra_bench.decode.built import Built
 from ra_bench.decode.graphs import make_track
 from ra_bench.decode.harness import dump_settings
-from ra_bench.decode.indexed import STATIC_TOKENS, IndexedLayer, Retrieval, insert_left, would_insert
+from ra_bench.decode.indexed import STATIC_TOKENS, IndexedLayer, Retrieval, insert_left
 from ra_bench.decode.plan import Plan, Settings, check_numbers, plan_model
 from ra_bench.decode.prefilled import Prefilled, prefill_sample
 from ra_bench.decode.step import Stepper
@@ -164,8 +164,9 @@ class Responder:
 
     @contextmanager
     def _decoding(self, asked: _Prompt, new_tokens: int) -> Iterator[_Stream]:
-        """What follows the prompt, token by token; leaves its indexes as they were."""
+        """What follows the prompt, token by token; its indexes are as they were built."""
         model, built = self._session.model, asked.built
+        before_step = None if built is None else built.lend()
         maker = CacheMaker(
             asked.prefilled,
             max(1, len(asked.fed) + new_tokens),
@@ -188,21 +189,12 @@ class Responder:
             )
         layers = [layer for layer in cache.layers if isinstance(layer, IndexedLayer)]
         inserts = built is not None and built.can_insert
-        stateful = built is not None and built.is_stateful
-        if built is not None and stateful:
-            built.save()
         with torch.inference_mode(), cache.serving(model):
             stepper = Stepper(model, cache, lambda: insert_left(layers) if inserts else 0.0)
             stepper.prepare()
-
-            def before_step() -> None:
-                if built is not None and inserts and would_insert(layers):
-                    built.save()
-
             assert asked.prefilled.logits is not None
-            stream = _Stream(stepper, before_step, asked.prefilled.logits[0])
+            before = (lambda: None) if before_step is None else (lambda: before_step(layers))
+            stream = _Stream(stepper, before, asked.prefilled.logits[0])
             for token in asked.fed:
                 stream.feed(token)
             yield stream
-        if built is not None and (stateful or layers[0].inserted_tokens):
-            built.restore()

@@ -14,7 +14,7 @@ from ra_bench.decode.arms import DENSE, DENSE_HOST, Arm, CacheMaker
 from ra_bench.decode.built import Built
 from ra_bench.decode.cache import DecodeCache
 from ra_bench.decode.graphs import make_track
-from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left, would_insert
+from ra_bench.decode.indexed import IndexedLayer, Retrieval, insert_left
 from ra_bench.decode.measures import costs, search_share, work_of
 from ra_bench.decode.plan import Plan
 from ra_bench.decode.prefilled import Prefilled
@@ -48,7 +48,7 @@ class Runner:
         self._dense_logits: np.ndarray | None = None
 
     def run(self, arm: Arm, built: Built | None = None, more: bool = False) -> Row:
-        """The row of a run, on `built` where it has an index, which is restored if `more` runs follow on it.
+        """The row of a run, on `built` where it has an index; `more` tells whether further runs follow on it.
 
         A run that fails gives a row with the reason. Raises UsageError for a model that cannot be served.
         """
@@ -95,29 +95,26 @@ class Runner:
         assert arm.spec is not None
         assert arm.k is not None
         asked = self._plan.settings
+        before_step = built.lend(more)
         effort = dict(arm.spec.effort)
         if asked.min_keys_read is not None:
             effort = built.choose_effort(self._prefilled, arm.k, asked.min_keys_read, effort)
         keys, index_bytes = built.tokens, built.host_bytes
-        if more and built.is_stateful:
-            built.save()  # now: the first step is observed already
         retrieval = Retrieval(arm.k, effort, asked.threads, getattr(torch, asked.dtype))
         recorder = self._recorder if arm == self._plan.recorded else None
         cache = self._maker(eager=recorder is not None).indexed(built, retrieval)
         layers = [layer for layer in cache.layers if isinstance(layer, IndexedLayer)]
-        row, made = self._decode(cache, layers, built, built.save if more else None, recorder)
+        inserts = built.can_insert
+        row, made = self._decode(cache, layers, inserts, lambda: before_step(layers), recorder)
         row |= self._quality(made) | work_of(layers, keys) | costs(made.steps, search_share(layers))
-        inserted = layers[0].inserted_tokens
-        if more and (inserted or built.is_stateful):
-            built.restore()
         return row | {
             "effort": json.dumps(effort),
             "settings": json.dumps(settings_of_index(layers[0].indexes[0])),
             "indexed_layers": len(layers),
             "indexed_keys": keys,
             "learn_queries": built.learn_queries,
-            "tail": "inserted" if built.can_insert else "exact",
-            "inserted_tokens": inserted,
+            "tail": "inserted" if inserts else "exact",
+            "inserted_tokens": layers[0].inserted_tokens,
             "build_s": built.build_s,
             "knn_s": built.knn_s,
             "ttft_build_s": row["ttft_s"] + built.ready_s,
@@ -130,18 +127,15 @@ class Runner:
         self,
         cache: DecodeCache,
         layers: Sequence[IndexedLayer] = (),
-        built: Built | None = None,
-        before_insert: Callable[[], None] | None = None,
+        inserts: bool = False,
+        before: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
     ) -> tuple[Row, Answer]:
-        inserts = built is not None and built.can_insert
-
         def insert() -> float:
             return insert_left(layers) if inserts else 0.0
 
         def before_step(number: int) -> None:
-            if inserts and before_insert is not None and would_insert(layers):
-                before_insert()
+            before()
             if recorder is not None:
                 recorder.start, recorder.step = self._prefilled.tokens + number, number
 
