@@ -14,10 +14,12 @@ import tiny_model
 from decoding import CONTEXT, random_settings, run
 
 from ra_bench.decode import harness, runner
+from ra_bench.decode.arms import CacheMaker
 from ra_bench.decode.deaths import Deaths
 from ra_bench.decode.plan import make_plan
 from ra_bench.decode.rows import COLUMNS
 from ra_bench.decode.table import ended
+from ra_bench.errors import RunError
 from ra_bench.results import ResultFolder
 
 PLANTED = Path(__file__).parent / "planted_indexes.py"
@@ -150,6 +152,56 @@ def test_a_run_that_fails_leaves_nothing_in_the_indexes_of_the_next(config_folde
     assert following["status"] == "ok", following["reason"]
     assert following["indexed_keys"] == CONTEXT - 1 - 128 - 512
     assert following["inserted_tokens"] == 64
+
+
+# --- fidelity, which is measured against dense's logits ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return tiny_model.save_model(tmp_path_factory.mktemp("model"), max_position_embeddings=4096)
+
+
+def fidelity_settings(folder, *indexes, **changes):
+    asked = {"context_tokens": 1200, "random_weights": False, "tasks": ("fidelity",), "max_new_tokens": None}
+    return random_settings(folder, *indexes, **asked | {"baselines": ("dense",)} | changes)
+
+
+def test_fidelity_of_an_index_that_is_added_later_is_measured(model_folder, tmp_path):
+    out = tmp_path / "out"
+    first, _ = run(fidelity_settings(model_folder, "flat"), out)
+    both, started = run(fidelity_settings(model_folder, "flat", "random"), out)
+    assert both["dense", None, 0] == first["dense", None, 0]  # not written anew
+    assert both["flat", 20, 0] == first["flat", 20, 0]
+    assert "truth of fidelity 0 by dense" in started
+    assert "dense" not in started
+    whole, started = run(fidelity_settings(model_folder, "flat", "random"), tmp_path / "whole")
+    assert "truth of fidelity 0 by dense" not in started  # dense runs anyway
+    for quantity in ("kl", "top1_agreement", "delta_nll"):
+        later = both["random", 20, 0][quantity]
+        assert later == pytest.approx(whole["random", 20, 0][quantity], rel=1e-6, abs=1e-9)
+    assert both["random", 20, 0]["kl"] > 0
+
+
+def test_fidelity_needs_no_row_of_dense(model_folder, tmp_path):
+    rows, _ = run(fidelity_settings(model_folder, "random", baselines=("window",)), tmp_path / "out")
+    assert set(rows) == {("window", 20, 0), ("random", 20, 0)}
+    assert all(row["kl"] > 0 for row in rows.values())
+
+
+def test_fidelity_fails_and_is_tried_again_where_dense_failed(model_folder, tmp_path, monkeypatch):
+    def no_room(self):
+        raise RunError("planted")
+
+    settings = fidelity_settings(model_folder, "random")
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheMaker, "dense", no_room)
+        rows, _ = run(settings, tmp_path / "out")
+    assert {row["status"] for row in rows.values()} == {"failed"}
+    reason = rows["random", 20, 0]["reason"]
+    assert reason == "nothing to compare with: dense: decoding: RunError: planted"
+    rows, _ = run(settings, tmp_path / "out")
+    assert rows["random", 20, 0]["kl"] > 0
 
 
 def test_harness_loads_no_model_for_a_finished_plan(config_folder, tmp_path, monkeypatch):

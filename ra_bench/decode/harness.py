@@ -1,6 +1,7 @@
 """The main path of `decode`: one prefill a sample, then every run of it, and a row for each as it ends.
 
-A run that fails is a row with its reason, and the next one goes on. What has landed is not run again.
+A run that fails is a row with its reason, and the next one goes on. What has landed is not run again, except
+dense of a `fidelity` sample that has other runs to do: they are compared with its logits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ra_bench.decode.plan import Plan
 from ra_bench.decode.prefilled import Prefilled, prefill_sample
 from ra_bench.decode.rows import SCHEMA_VERSION
 from ra_bench.decode.runner import Runner, failure
-from ra_bench.decode.tasks import Sample
+from ra_bench.decode.tasks import FIDELITY, Sample
 from ra_bench.dump import DocumentFiles, Session
 from ra_bench.dump_plan import DumpSettings
 from ra_bench.environment import environment, machine_class
@@ -196,6 +197,8 @@ def _run_arms(
         return f"{arm}, {current.sample.task} {current.sample.number}"
 
     runner = current.runner
+    if current.sample.task == FIDELITY and all(arm.name != DENSE for arm in arms):
+        _run_reference(current, watcher)
     for arm in (arm for arm in arms if arm.spec is None):
         watcher.start(named(arm))
         land(arm, runner.run(arm))
@@ -226,6 +229,17 @@ def _run_arms(
             land(arm, row)
         built.close()
     current.prefilled.forget_neighbors()
+
+
+def _run_reference(current: _Sample, watcher: Watcher) -> None:
+    """Runs dense for its logits, which no row keeps: its own has landed, or was not asked for.
+
+    Without them the task measures nothing, and a refusal would only make the user ask for dense.
+    """
+    name = f"truth of {current.sample.task} {current.sample.number} by {DENSE}"
+    watcher.start(name)
+    row = current.runner.run(Arm(DENSE))
+    watcher.end(name, row["status"], row["reason"])
 
 
 def _named(plan: Plan, sample: Sample, arm: Arm) -> Row:

@@ -46,14 +46,18 @@ class Runner:
         self._model = prefilled.session.model
         self._on_gpu = self._model.device.type == "cuda"
         self._dense_logits: np.ndarray | None = None
+        self._dense_failure = "dense has not run"
 
     def run(self, arm: Arm, built: Built | None = None, more: bool = False) -> Row:
         """The row of a run, on `built` where it has an index; `more` tells whether further runs follow on it.
 
-        A run that fails gives a row with the reason. Raises UsageError for a model that cannot be served.
+        A run that fails gives a row with the reason, and so does one that is to be compared with dense where
+        dense has not run before or failed. Raises UsageError for a model that cannot be served.
         """
         if arm.name == DENSE_HOST and not self._on_gpu:
             return {"status": "skipped", "reason": "no GPU: the model's cache is in host memory already"}
+        if self._teacher_forced and self._dense_logits is None and arm.name != DENSE:
+            return {"status": "failed", "reason": f"nothing to compare with: {self._dense_failure}"}
         try:
             if built is None:
                 return self._baseline(arm)
@@ -61,7 +65,10 @@ class Runner:
         except UsageError:
             raise
         except Exception as error:  # an index may raise anything
-            return failure(error, "decoding")
+            failed = failure(error, "decoding")
+            if arm.name == DENSE:
+                self._dense_failure = f"dense: {failed['reason']}"
+            return failed
 
     def _baseline(self, arm: Arm) -> Row:
         maker = self._maker()
