@@ -154,6 +154,18 @@ def test_a_run_that_fails_leaves_nothing_in_the_indexes_of_the_next(config_folde
     assert following["inserted_tokens"] == 64
 
 
+def test_a_damaged_row_of_dense_is_measured_again(config_folder, tmp_path):
+    out, settings = tmp_path / "out", random_settings(config_folder, "ivf")
+    run(settings, out)
+    plan = make_plan(settings)
+    file = out / "rows" / f"{plan.address(plan.samples[0], plan.arms[0])}.parquet"
+    file.write_bytes(file.read_bytes()[:100])
+    rows, started = run(settings, out)
+    assert rows["dense", None, 0]["status"] == "ok"
+    assert "dense" in started
+    assert "ivf k=20" not in started
+
+
 # --- fidelity, which is measured against dense's logits ----------------------------------------------------
 
 

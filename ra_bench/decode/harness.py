@@ -155,7 +155,8 @@ def _run_sample(
         prefilled = prefill_sample(here, document, stored, plan.indexed_layers, learn, recorder)
         watcher.end(what, "ok", "")
         runner = Runner(plan, sample, prefilled, learn, recorder)
-        peers = {row["index"]: row for row in folder.read(_baselines(plan, sample)) if row["status"] == "ok"}
+        landed = folder.read(filter(folder.has, _baselines(plan, sample)))  # a damaged one is run again
+        peers = {row["index"]: row for row in landed if row["status"] == "ok"}
         current = _Sample(sample, prefilled, peers, runner)
         _run_arms(plan, current, folder, watcher, deaths, arms)
     if files is not None:
