@@ -20,7 +20,7 @@ from ra_bench.decode.answer import answer
 from ra_bench.decode.measures import break_even
 from ra_bench.decode.plan import Settings
 from ra_bench.decode.step import Step
-from ra_bench.decode.table import tables
+from ra_bench.decode.table import heading, tables
 from ra_bench.errors import UsageError
 from ra_bench.vectors import DataSet
 
@@ -70,6 +70,13 @@ def test_every_run_has_a_row_with_its_costs(config_folder, tmp_path):
     # Keys and values of 3 layers and 2 heads, d 16: float16 on the host, float32 on the device.
     assert ra["host_kv_bytes"] == 2 * 3 * 2 * (CONTEXT - 1) * 16 * 2
     assert ra["device_kv_bytes"] == 2 * 3 * 2 * (128 + 512 + 7) * 16 * 4
+
+
+def test_the_window_alone_has_rows_and_tables(config_folder, tmp_path):
+    rows, _ = run(random_settings(config_folder, "window", baselines=()), tmp_path / "out")
+    assert [(name, row["status"]) for name, row in rows.items()] == [(("window", 20, 0), "ok")]
+    assert "RANDOM WEIGHTS" in heading(list(rows.values()))
+    assert len(tables(list(rows.values()))) == 2
 
 
 def test_an_attention_that_is_not_finite_fails(config_folder, tmp_path):

@@ -32,6 +32,13 @@ def test_baselines_come_first_and_flat_once():
     ]
 
 
+@pytest.mark.parametrize("baselines", [(), ("window",)])
+def test_a_named_window_is_the_baseline(baselines):
+    arms = make_arms([parse("window"), parse("ra")], [10, 20], baselines)
+    assert [str(arm) for arm in arms] == ["window k=10", "window k=20", "ra k=10", "ra k=20"]
+    assert arms[0].spec is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -39,6 +46,7 @@ def test_baselines_come_first_and_flat_once():
         ({"context_tokens": 600}, "an index needs more than the 640"),
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"indexes": (), "baselines": ()}, "nothing to run: --indexes names no index"),
         ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
         ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),

@@ -22,7 +22,7 @@ from ra_bench.decode.prefilled import LayerRows, Prefilled
 from ra_bench.decode.slots import Slots
 from ra_bench.decode.streamed import StreamedLayer, Streamer
 from ra_bench.decode.track import Track
-from ra_bench.errors import RunError
+from ra_bench.errors import RunError, UsageError
 from ra_bench.registry import Spec
 from ra_bench.split import RECENT_TOKENS, SINK_TOKENS
 
@@ -49,13 +49,19 @@ class Arm:
 
 
 def make_arms(specs: Sequence[Spec], ks: Sequence[int], baselines: Sequence[str]) -> list[Arm]:
-    """The baselines first, then the specs, each at every k."""
+    """The baselines first, then the specs, each at every k; a named `window` is the baseline.
+
+    Raises UsageError where nothing is to run.
+    """
     arms = [Arm(name) for name in (DENSE, DENSE_HOST) if name in baselines]
-    if WINDOW in baselines:
+    if WINDOW in (*baselines, *map(str, specs)):
         arms += [Arm(WINDOW, k) for k in ks]
     named = [Spec(FLAT)] if FLAT in baselines else []
     distinct = {str(spec): spec for spec in [*named, *specs] if str(spec) != WINDOW}
-    return arms + [Arm(str(spec), k, spec) for spec in distinct.values() for k in ks]
+    arms += [Arm(str(spec), k, spec) for spec in distinct.values() for k in ks]
+    if not arms:
+        raise UsageError("nothing to run: --indexes names no index, and --baselines no baseline")
+    return arms
 
 
 class CacheMaker:
