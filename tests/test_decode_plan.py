@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_model
 from decoding import random_settings
 
+from ra_bench import models
 from ra_bench.cli import app
 from ra_bench.decode.arms import make_arms
+from ra_bench.decode.fingerprint import model_fingerprint
 from ra_bench.decode.plan import make_plan
 from ra_bench.errors import RaBenchError, UsageError
 from ra_bench.registry import parse
@@ -98,3 +101,64 @@ def test_a_part_that_is_no_part_is_refused(text, config_folder):
     result = CliRunner().invoke(app, [*command, "--part", text])
     assert isinstance(result.exception, UsageError)
     assert str(result.exception) == f"--part must be I/N such as 2/4, got '{text}'"
+
+
+# --- by what rows are addressed ----------------------------------------------------------------------------
+
+
+def fingerprint(folder, random_weights=False):
+    source = models.find(str(folder))
+    return model_fingerprint(source, models.load_config(source), random_weights)
+
+
+def test_models_of_one_name_are_told_apart(tmp_path):
+    plans = []
+    for layers in (2, 4):
+        size = {"num_hidden_layers": layers, "max_position_embeddings": 4096}
+        folder = tiny_model.save_config(tmp_path / str(layers) / "tiny", **size)
+        plans.append(make_plan(random_settings(folder, "ivf")))
+    first, second = plans
+    assert first.identity["model"] == second.identity["model"] == "tiny"
+    assert first.identity != second.identity
+    [sample], [dense, *_] = first.samples, first.arms
+    assert first.address(sample, dense) != second.address(sample, dense)
+
+
+def test_weights_count_where_they_are_read_and_the_folder_does_not(tmp_path):
+    first = tiny_model.save_model(tmp_path / "first", seed=0)
+    same = Path(shutil.copytree(first, tmp_path / "moved"))
+    other = tiny_model.save_model(tmp_path / "other", seed=1)
+    assert fingerprint(same) == fingerprint(first)
+    assert fingerprint(other) != fingerprint(first)
+    assert fingerprint(other, random_weights=True) == fingerprint(first, random_weights=True)
+    with (same / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        last = weights.read(1)
+        weights.seek(-1, 2)
+        weights.write(bytes([last[0] ^ 1]))
+    assert fingerprint(same) != fingerprint(first)
+
+
+def test_large_weights_are_read_at_their_begin_and_end_and_between(tmp_path):
+    folder = tiny_model.save_config(tmp_path)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.truncate(1 << 32)  # sparse: no disk, but too long to read whole
+    before = fingerprint(folder)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek((1 << 32) - 1)
+        weights.write(b"1")
+    assert fingerprint(folder) != before
+
+
+def test_the_commit_of_a_hub_model_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source, config = models.Source("some/model", "some/model"), tiny_model.config()
+    found = set()
+    for commit in ("a" * 40, "b" * 40):
+        repository = tmp_path / "models--some--model"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").touch()
+        found.add(model_fingerprint(source, config, random_weights=False))
+    assert len(found) == 2

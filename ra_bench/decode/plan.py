@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ra_bench import dump_plan, models
-from ra_bench.compare import source_hash
 from ra_bench.decode.arms import BASELINES, WINDOW, Arm, make_arms
+from ra_bench.decode.fingerprint import harness_hash, method_hash, model_fingerprint
 from ra_bench.decode.graphs import CAPTURES
 from ra_bench.decode.indexed import STATIC_TOKENS
 from ra_bench.decode.rows import SCHEMA_VERSION
@@ -20,7 +20,7 @@ from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, make_samples
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError, unknown
 from ra_bench.prompts import read_text
-from ra_bench.registry import create, index_class, parse
+from ra_bench.registry import create, parse
 from ra_bench.results import content_address
 from ra_bench.vectors import MANIFEST
 
@@ -28,8 +28,6 @@ RANDOM_TASK = "random"  # of random weights: nothing is asked
 RANDOM_STEPS = 32
 SERVED_KINDS = ("full_attention", "sliding_attention")
 PROTOCOLS = ("question-sparse", "question-dense")
-# Modules beside ra_bench/decode/ that decide what a row says.
-MEASURING = ("attention_hook", "index", "prefill", "split", "truth", "vectors")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Plan:
     indexed_layers: tuple[int, ...]
     tokenizer: Any
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What all rows of one result folder share; tasks, indexes and k may differ between commands."""
         asked = self.settings
@@ -85,7 +83,8 @@ class Plan:
         )
         facts = {name: getattr(asked, name) for name in shared}
         facts["dense_layers"] = list(asked.dense_layers)
-        model = {"model": self.model.source.name, "device": self.model.device}
+        fingerprint = model_fingerprint(self.model.source, self.model.config, asked.random_weights)
+        model = {"model": self.model.source.name, "fingerprint": fingerprint, "device": self.model.device}
         return {"verb": "decode", "schema": SCHEMA_VERSION} | model | facts
 
     def address(self, sample: Sample, arm: Arm) -> str:
@@ -165,24 +164,6 @@ def plan_model(settings: Settings) -> tuple[dump_plan.Plan, tuple[int, ...]]:
     every_head = tuple(range(shape.num_kv_heads))
     every_layer = tuple(range(len(shape.layer_kinds)))
     return dump_plan.Plan(source, config, shape, every_layer, every_head, device, 0), indexed
-
-
-@cache
-def method_hash(name: str) -> str:
-    """Content hash of the code of a method, as it was when the run began."""
-    return source_hash(index_class(name))
-
-
-@cache
-def harness_hash() -> str:
-    """Content hash of the code that decodes and measures: changed code is measured anew."""
-    package = Path(__file__).parent
-    files = [*sorted(package.rglob("*.py")), *(package.parent / f"{name}.py" for name in MEASURING)]
-    digest = hashlib.sha256()
-    for file in files:
-        if file.name not in ("table.py", "rows.py"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def check_numbers(settings: Settings) -> None:
