@@ -15,6 +15,7 @@ from decoding import random_settings
 
 from ra_bench import models
 from ra_bench.cli import app
+from ra_bench.decode import plan as plan_module
 from ra_bench.decode.arms import make_arms
 from ra_bench.decode.fingerprint import model_fingerprint
 from ra_bench.decode.plan import make_plan
@@ -162,3 +163,14 @@ def test_the_commit_of_a_hub_model_counts(tmp_path, monkeypatch):
         (repository / "snapshots" / commit / "config.json").touch()
         found.add(model_fingerprint(source, config, random_weights=False))
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_another_version_of_what_runs_the_model_is_another_run(library, config_folder, monkeypatch):
+    plan = make_plan(random_settings(config_folder, "ivf"))
+    before = [plan.address(plan.samples[0], arm) for arm in plan.arms]
+    facts = plan_module.environment()
+    newer = facts | {"versions": facts["versions"] | {library: "99"}}
+    monkeypatch.setattr(plan_module, "environment", lambda: newer)
+    after = [plan.address(plan.samples[0], arm) for arm in plan.arms]
+    assert not set(before) & set(after)

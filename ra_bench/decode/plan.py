@@ -95,6 +95,7 @@ class Plan:
             "arm": [arm.name, arm.k],
             "source": "" if arm.spec is None else method_hash(arm.spec.name),
             "harness": harness_hash(),
+            "versions": {name: environment()["versions"][name] for name in ("torch", "transformers")},
             "machine": machine_class(),
         }
         return content_address(self.identity | content)
