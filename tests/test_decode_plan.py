@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_model
 from decoding import random_settings
 
-from ra_bench import models
+from ra_bench import decode, models
 from ra_bench.cli import app
 from ra_bench.decode import plan as plan_module
 from ra_bench.decode.arms import make_arms
-from ra_bench.decode.fingerprint import model_fingerprint
+from ra_bench.decode.fingerprint import MEASURING, model_fingerprint
 from ra_bench.decode.plan import make_plan
 from ra_bench.errors import RaBenchError, UsageError
 from ra_bench.registry import parse
@@ -174,3 +175,50 @@ def test_another_version_of_what_runs_the_model_is_another_run(library, config_f
     monkeypatch.setattr(plan_module, "environment", lambda: newer)
     after = [plan.address(plan.samples[0], arm) for arm in plan.arms]
     assert not set(before) & set(after)
+
+
+# What decode imports and what yet decides nothing that a row says; what these import is not looked at.
+NOT_MEASURING = {
+    "arguments": "reads numbers of the command line",
+    "budgets": "of `measure`, which gives decode the settings of an index only",
+    "compare": "for its hash of a method's code",
+    "data": "of `prepare`, which tells decode what an index wants only",
+    "difficulty": "of `prepare`",
+    "dump_plan": "holds the model's plan, and refuses",
+    "environment": "a part of the address itself",
+    "errors": "only says what failed",
+    "hardware": "counts cores; their number is in the identity",
+    "head_file": "files of a data set, which decode does not read",
+    "indexes": "the methods: each is hashed for its own rows",
+    "index_cache": "of `measure`",
+    "metrics": "of `truth`, which gives decode neighbours only",
+    "remote": "reads data sets from elsewhere",
+    "results": "the folder of rows",
+    "table": "shows rows",
+    "timing": "of `measure`",
+    "vector_set": "data sets, which decode does not read",
+    "writer": "writes dumps",
+}
+
+
+def test_every_module_that_decode_imports_is_hashed_or_excepted_for_a_reason():
+    package = Path(decode.__file__).parent.parent
+    seen, files = {"decode"}, sorted((package / "decode").rglob("*.py"))
+    while files:
+        new = imported(files.pop()) - seen
+        seen |= new
+        files += [package / f"{name}.py" for name in new - set(NOT_MEASURING)]
+    seen -= {"decode", *NOT_MEASURING}
+    assert sorted(seen - set(MEASURING)) == []
+    assert sorted(set(MEASURING) - seen) == []
+
+
+def imported(file):
+    """The modules and packages directly in ra_bench that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("ra_bench.")}

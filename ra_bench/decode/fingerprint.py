@@ -13,7 +13,11 @@ from ra_bench.models import Source
 from ra_bench.registry import index_class
 
 # Modules beside ra_bench/decode/ that decide what a row says.
-MEASURING = ("attention_hook", "index", "prefill", "split", "truth", "vectors")
+MEASURING = (
+    *("attention", "attention_hook", "capture", "checked_rows", "dump", "head", "head_pool", "index"),
+    *("measure", "models", "prefill", "prepare", "prompts", "registry", "rope", "saved_folder", "snapshot"),
+    *("split", "transform", "truth", "vectors", "wrapper"),
+)
 WEIGHTS = ("*.safetensors", "*.bin")
 VOLATILE = frozenset({"_name_or_path", "transformers_version"})
 BLOCK_BYTES = 64 * 1024
