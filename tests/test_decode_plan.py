@@ -51,6 +51,7 @@ def test_a_named_window_is_the_baseline(baselines):
         ({"context_tokens": 600}, "an index needs more than the 640"),
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"limit": 99_999_999_999}, "--limit must be at most 100000, got 99999999999"),
         ({"indexes": (), "baselines": ()}, "nothing to run: --indexes names no index"),
         ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
         ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),
@@ -76,11 +77,27 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(config_folder
 
 def test_a_context_that_memory_cannot_hold_is_refused_with_the_numbers(tmp_path, monkeypatch):
     folder = tiny_model.save_config(tmp_path / "wide", max_position_embeddings=1 << 20)
-    monkeypatch.setattr("ra_bench.decode.plan._available_bytes", lambda: 50_000_000)
+    monkeypatch.setattr("ra_bench.decode.room._available_bytes", lambda: 50_000_000)
     settings = random_settings(folder, "ivf", context_tokens=100_000)
     # 3 layers, 2 heads, d 16, keys and values: 100,000 tokens in float32 (77 MB) and float16 (38 MB).
     with pytest.raises(UsageError, match=r"100000 tokens need 0\.1 GB of host memory .* 0\.1 GB are free"):
         make_plan(settings)
+
+
+def test_a_context_is_refused_before_its_samples_are_made(config_folder, tmp_path):
+    tokens = 99_999_999 * 2**20
+    with pytest.raises(UsageError, match=r"can hold 4096"):
+        make_plan(random_settings(config_folder, "ivf", context_tokens=tokens))
+    folder = tiny_model.save_config(tmp_path / "wide", max_position_embeddings=1 << 50)
+    with pytest.raises(UsageError, match=r"GB of host memory"):
+        make_plan(random_settings(folder, "ivf", context_tokens=tokens))
+
+
+def test_a_random_sample_is_the_same_whichever_others_are_made(config_folder):
+    few = make_plan(random_settings(config_folder, "ivf", limit=2)).samples
+    many = make_plan(random_settings(config_folder, "ivf", limit=5)).samples
+    assert many[:2] == few
+    assert len({sample.context_ids for sample in many}) == 5
 
 
 def test_a_recorded_dump_must_not_be_there(config_folder, tmp_path):

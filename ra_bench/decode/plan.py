@@ -15,8 +15,9 @@ from ra_bench.decode.arms import BASELINES, WINDOW, Arm, make_arms
 from ra_bench.decode.fingerprint import harness_hash, method_hash, model_fingerprint
 from ra_bench.decode.graphs import CAPTURES
 from ra_bench.decode.indexed import STATIC_TOKENS
+from ra_bench.decode.room import check_length, check_memory
 from ra_bench.decode.rows import SCHEMA_VERSION
-from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, make_samples
+from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, answer_tokens, make_samples
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError, unknown
 from ra_bench.prompts import read_text
@@ -28,6 +29,7 @@ RANDOM_TASK = "random"  # of random weights: nothing is asked
 RANDOM_STEPS = 32
 SERVED_KINDS = ("full_attention", "sliding_attention")
 PROTOCOLS = ("question-sparse", "question-dense")
+MOST_SAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,14 @@ def make_plan(settings: Settings) -> Plan:
         create(spec)
     tasks = _tasks(settings)
     model, indexed = plan_model(settings)
+    for task in tasks:
+        check_length(model, task, settings.context_tokens, _longest(settings, task))
+    check_memory(model, len(indexed), settings.dtype, settings.context_tokens)
+    arms = make_arms(specs, settings.ks, settings.baselines)
     tokenizer = None if settings.random_weights else models.load_chat_tokenizer(model.source)
     samples = _samples(settings, tasks, model.shape.vocabulary, tokenizer)
-    arms = make_arms(specs, settings.ks, settings.baselines)
     plan = Plan(settings, model, arms, samples, indexed, tokenizer)
-    _check_lengths(plan)
+    _check_contexts(plan)
     _check_record(plan)
     return plan
 
@@ -180,6 +185,8 @@ def check_numbers(settings: Settings) -> None:
     for argument, value in at_least.items():
         if value < 1:
             raise UsageError(f"{argument} must be at least 1, got {value}")
+    if settings.limit > MOST_SAMPLES:
+        raise UsageError(f"--limit must be at most {MOST_SAMPLES}, got {settings.limit}")
     if settings.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {settings.seed}")
     part, parts = settings.part
@@ -208,11 +215,23 @@ def _tasks(settings: Settings) -> tuple[str, ...]:
     if settings.random_weights:
         if settings.tasks:
             raise UsageError("--tasks: a model with --random-weights cannot answer; leave --tasks out")
-        return (RANDOM_TASK,)
-    for task in settings.tasks:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
-    return settings.tasks or ("passkey",)
+        tasks: tuple[str, ...] = (RANDOM_TASK,)
+    else:
+        tasks = settings.tasks or ("passkey",)
+        for task in tasks:
+            if task not in TASKS:
+                raise unknown("task", task, TASKS)
+    return tasks
+
+
+def _longest(settings: Settings, task: str) -> int:
+    """The most tokens that a sample of `task` has, with its answer."""
+    asked = settings.max_new_tokens
+    if task == FIDELITY:
+        return settings.context_tokens
+    if task == RANDOM_TASK:  # its answer comes on top
+        return settings.context_tokens + (RANDOM_STEPS if asked is None else asked)
+    return settings.context_tokens + (0 if asked is None else asked - answer_tokens(task))
 
 
 def _samples(settings: Settings, tasks: tuple[str, ...], vocabulary: int, tokenizer: Any) -> list[Sample]:
@@ -220,81 +239,26 @@ def _samples(settings: Settings, tasks: tuple[str, ...], vocabulary: int, tokeni
     part, parts = settings.part
     numbers = range(part - 1, count, parts)
     if settings.random_weights:
-        ids = np.random.default_rng(seed).integers(0, vocabulary, (count, tokens))
-        return [
-            Sample(RANDOM_TASK, number, tuple(row[:-1]), tuple(row[-1:]), (), RANDOM_STEPS)
-            for number, row in ((number, ids[number].tolist()) for number in numbers)
-        ]
+        return [_random_sample(number, tokens, seed, vocabulary) for number in numbers]
     text = None if settings.text is None else read_text("--text", settings.text)
     made = (make_samples(task, tokens, count, tokenizer, seed, text, numbers) for task in tasks)
     return [sample for samples in made for sample in samples]
 
 
-def _check_lengths(plan: Plan) -> None:
-    """What each sample needs against what the model, an index and the memory can hold."""
-    longest_allowed, name = plan.model.shape.max_tokens, plan.model.source.name
+def _random_sample(number: int, tokens: int, seed: int, vocabulary: int) -> Sample:
+    ids = np.random.default_rng([seed, number]).integers(0, vocabulary, tokens).tolist()
+    return Sample(RANDOM_TASK, number, tuple(ids[:-1]), tuple(ids[-1:]), (), RANDOM_STEPS)
+
+
+def _check_contexts(plan: Plan) -> None:
+    """An index needs something between the sinks and the recent window."""
     for sample in plan.samples:
-        longest = len(sample.context_ids) + plan.steps(sample)
-        if longest_allowed is not None and longest > longest_allowed:
-            raise UsageError(
-                f"--context {plan.settings.context_tokens}: {sample.task} needs {longest} tokens with its"
-                f" answer, {name} can hold {longest_allowed}; see --rope-scaling"
-            )
         if len(sample.context_ids) <= STATIC_TOKENS:
             raise UsageError(
                 f"--context {plan.settings.context_tokens}: {sample.task} has a context of"
                 f" {len(sample.context_ids)} tokens, and an index needs more than the {STATIC_TOKENS} of"
                 " sinks and window"
             )
-    tokens = max(len(sample.context_ids) + len(sample.question_ids) for sample in plan.samples)
-    needed, available = _needed_bytes(plan, tokens), _available_bytes()
-    if available is not None and needed > available:
-        raise UsageError(
-            f"--context {plan.settings.context_tokens}: weights, keys and values of {tokens} tokens need"
-            f" {needed / 1e9:.1f} GB of host memory without the indexes, {available / 1e9:.1f} GB are free"
-        )
-    if plan.model.device == "cuda":
-        _check_gpu(plan, tokens)
-
-
-def _needed_bytes(plan: Plan, tokens: int) -> int:
-    """Host memory of weights (on the CPU) and of keys and values in the model's and the index's type."""
-    shape = plan.model.shape
-    row_elements = 2 * shape.num_kv_heads * shape.head_dim
-    model_size = models.compute_type(plan.model.config, plan.model.device).itemsize
-    stored_size = np.dtype(plan.settings.dtype).itemsize
-    own = tokens * row_elements * len(shape.layer_kinds) * model_size
-    stored = tokens * row_elements * len(plan.indexed_layers) * stored_size
-    weights = 0 if plan.model.device == "cuda" else models.parameters(plan.model.config) * model_size
-    return own + weights + (0 if model_size == stored_size == 4 else stored)
-
-
-def _available_bytes() -> int | None:
-    """Memory that a new process may take, where the system tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def _check_gpu(plan: Plan, tokens: int) -> None:
-    import torch
-
-    text = plan.model.config.get_text_config(decoder=True)
-    shape = plan.model.shape
-    size = models.compute_type(plan.model.config, "cuda").itemsize
-    weights = models.parameters(plan.model.config) * size
-    # The hidden states twice, one layer's keys and values, and a chunk's MLP, small beside them.
-    prefill = tokens * size * (2 * text.hidden_size + 2 * shape.num_kv_heads * shape.head_dim)
-    free, _ = torch.cuda.mem_get_info()
-    if weights + prefill > free:
-        raise UsageError(
-            f"--context {plan.settings.context_tokens}: weights need {weights / 1e9:.1f} GB of GPU memory and"
-            f" the prefill {prefill / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        )
 
 
 def _check_record(plan: Plan) -> None:

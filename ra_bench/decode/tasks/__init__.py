@@ -38,7 +38,16 @@ from ra_bench.decode.tasks.retrieval import RETRIEVAL_TASKS
 from ra_bench.decode.tasks.variables import VARIABLE_TASKS
 from ra_bench.errors import UsageError, unknown
 
-__all__ = ["FIDELITY", "TASKS", "Fidelity", "Sample", "compare_logits", "make_samples", "score"]
+__all__ = [
+    "FIDELITY",
+    "TASKS",
+    "Fidelity",
+    "Sample",
+    "answer_tokens",
+    "compare_logits",
+    "make_samples",
+    "score",
+]
 
 FIDELITY = "fidelity"
 
@@ -99,6 +108,11 @@ def make_samples(
         _make_sample(task, number, context_tokens, template, seed, units)[0] if number else first
         for number in wanted
     ]
+
+
+def answer_tokens(task: str) -> int:
+    """The longest answer of a sample of `task`; 0 for `fidelity`."""
+    return 0 if task == FIDELITY else _TASKS[task].max_new_tokens
 
 
 def score(task: str, sample: Sample, text: str) -> float:
