@@ -52,6 +52,11 @@ def test_a_named_window_is_the_baseline(baselines):
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
         ({"limit": 99_999_999_999}, "--limit must be at most 100000, got 99999999999"),
+        ({"text": Path("nosuch.txt")}, "--text is for the task fidelity, here the tasks are random"),
+        (
+            {"text": Path("nosuch.txt"), "random_weights": False, "tasks": ("passkey", "vt")},
+            "--text is for the task fidelity, here the tasks are passkey, vt",
+        ),
         ({"indexes": (), "baselines": ()}, "nothing to run: --indexes names no index"),
         ({"part": (3, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 3/2"),
         ({"part": (1, 2)}, "--part must be I/N with I from 1 to N and N at most --limit 1, got 1/2"),

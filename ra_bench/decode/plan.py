@@ -221,6 +221,8 @@ def _tasks(settings: Settings) -> tuple[str, ...]:
         for task in tasks:
             if task not in TASKS:
                 raise unknown("task", task, TASKS)
+    if settings.text is not None and FIDELITY not in tasks:
+        raise UsageError(f"--text is for the task {FIDELITY}, here the tasks are {', '.join(tasks)}")
     return tasks
 
 
