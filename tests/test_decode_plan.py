@@ -52,6 +52,7 @@ def test_a_named_window_is_the_baseline(baselines):
         ({"ks": (0,)}, "--k must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
         ({"limit": 99_999_999_999}, "--limit must be at most 100000, got 99999999999"),
+        ({"threads": 10**6}, "--threads must be at most "),
         ({"text": Path("nosuch.txt")}, "--text is for the task fidelity, here the tasks are random"),
         (
             {"text": Path("nosuch.txt"), "random_weights": False, "tasks": ("passkey", "vt")},

@@ -20,6 +20,7 @@ from ra_bench.decode.rows import SCHEMA_VERSION
 from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, answer_tokens, make_samples
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError, unknown
+from ra_bench.hardware import core_count
 from ra_bench.prompts import read_text
 from ra_bench.registry import create, parse
 from ra_bench.results import content_address
@@ -187,6 +188,10 @@ def check_numbers(settings: Settings) -> None:
             raise UsageError(f"{argument} must be at least 1, got {value}")
     if settings.limit > MOST_SAMPLES:
         raise UsageError(f"--limit must be at most {MOST_SAMPLES}, got {settings.limit}")
+    if settings.threads > core_count():  # OpenMP may end the process
+        raise UsageError(
+            f"--threads must be at most {core_count()}, the cores of this machine, got {settings.threads}"
+        )
     if settings.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {settings.seed}")
     part, parts = settings.part
