@@ -19,7 +19,8 @@
     score("niah_single", samples[0], text)
 
 A family's file says where it departs from the original. Nothing but the seed decides what a sample is: sample
-i is the same whichever others are made. `fidelity` takes the parts of its text in order, whatever the seed.
+i is the same whichever others are made. `fidelity` takes the parts of its text in order, whatever the seed:
+the same ones too, but in a text too short for `count` parts, which then overlap, spread evenly by `count`.
 """
 
 from __future__ import annotations
