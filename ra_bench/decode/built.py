@@ -89,13 +89,8 @@ class Built:
 
     @property
     def host_bytes(self) -> int:
-        """Memory of the indexes beyond the rows."""
+        """Host memory of the indexes beyond the rows."""
         return sum(index.nbytes.host for index in self._all)
-
-    @property
-    def device_bytes(self) -> int:
-        """The same on the device."""
-        return sum(index.nbytes.device for index in self._all)
 
     @property
     def tokens(self) -> int:

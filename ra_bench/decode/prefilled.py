@@ -62,17 +62,6 @@ class Prefilled:
         """The tokens that an index holds: those between the sinks and the recent window."""
         return slice(SINK_TOKENS, self.tokens - RECENT_TOKENS)
 
-    @property
-    def host_bytes(self) -> int:
-        """Keys and values on the host, each type counted once."""
-        total = 0
-        for rows in self.layers.values():
-            total += rows.keys.nbytes + rows.values.nbytes
-            if rows.stored_keys is not None and rows.stored_values is not None:
-                shared = rows.stored_keys.ctypes.data == rows.keys.data_ptr()
-                total += 0 if shared else rows.stored_keys.nbytes + rows.stored_values.nbytes
-        return total
-
     def index_inputs(
         self, layer: int, wanted: int, neighbors: int, key_neighbors: int = 0
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray] | None, list[Head]]:

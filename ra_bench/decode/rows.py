@@ -67,7 +67,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "decode_device_bytes": (_COUNT, "peak device memory while decoding, weights included"),
     "device_kv_bytes": (_COUNT, "keys and values on the device"),
     "host_kv_bytes": (_COUNT, "keys and values in host memory"),
-    "index_bytes": (_COUNT, "memory of the indexes beyond keys and values"),
+    "index_bytes": (_COUNT, "host memory of the indexes beyond keys and values"),
     "capture": (_TEXT, "compiled (graphs of a model whose small parts are fused), graphs or eager"),
     "note": (_TEXT, "why it is not what was asked for"),
     "capture_s": (_REAL, "rehearsal and capture, in no other time"),
