@@ -9,23 +9,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ra_bench.arguments import parse_bytes, parse_numbers, parse_tokens
 from ra_bench.cli_analysis import app as analysis_verbs
-from ra_bench.cli_common import Json, NoReport, Verbs, err, names, out
+from ra_bench.cli_common import Json, NoReport, Verbs, err, names, out, run_app
 from ra_bench.cli_data import app as data_verbs
 from ra_bench.cli_decode import app as decode_verbs
 from ra_bench.cli_results import app as results_verbs
-from ra_bench.errors import RaBenchError, UsageError
-
-# BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
-CommandLineError: Any = typer.BadParameter.__mro__[2]
+from ra_bench.errors import UsageError
 
 app = Verbs(
     help="Which index should serve an LLM's attention, and what it costs.",
@@ -259,19 +255,7 @@ def main() -> None:
     # wants the core: beside one, k-means took 2.3 times the CPU time and torch's small layers 20 times as
     # long. On a quiet machine it makes no difference. The libraries read this when they load.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        code = app(standalone_mode=False)
-    except RaBenchError as error:
-        _fail(str(error), error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except CommandLineError as error:
-        _fail(error.format_message(), 2)
-    except OSError as error:
-        _fail(f"the system refuses: {error}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
-    sys.exit(code if isinstance(code, int) else 0)
+    run_app(app)
 
 
 def _tables(text: str | None) -> tuple[str, ...] | None:
@@ -290,8 +274,3 @@ def _gigabytes(value: float) -> int:
     if not 0 < value < 1e9:
         raise UsageError(f"--memory-gb must be more than 0, got {value:g}")
     return int(value * 1e9)
-
-
-def _fail(message: str, code: int) -> Any:
-    err.print(f"ra-bench: {message}")
-    sys.exit(code)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,6 +20,8 @@ from ra_bench.report import require_report
 
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+# BadParameter < UsageError < ClickException: the base of all that typer finds wrong with a command line.
+CommandLineError: Any = typer.BadParameter.__mro__[2]
 # For tables of numbers, whose columns are never squeezed: a narrow terminal or a pipe gets the whole lines.
 wide = Console(width=200, markup=False, highlight=False)
 
@@ -45,6 +47,35 @@ class _Verb(TyperCommand):
                 name = parameter.opts[0] if parameter.param_type_name == "option" else placed
                 raise UsageError(f"{name} must not be empty")
         return super().parse_args(ctx, args)
+
+
+def run_app(app: Any) -> NoReturn:
+    """Runs a command line to its end; every error a user can cause is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except RaBenchError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except CommandLineError as error:
+        _fail(error.format_message(), 2)
+    except OSError as error:
+        _fail(f"the system refuses: {error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def run_verb(verb: Callable[..., None]) -> NoReturn:
+    """The same of the only verb of a module, for `python -m`."""
+    app = Verbs(add_completion=False, rich_markup_mode=None)
+    app.command()(verb)
+    run_app(app)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(f"ra-bench: {message}")
+    sys.exit(code)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ threads. Where a call reads random rows, the machine's own rate of such reads bo
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,9 +16,10 @@ import numpy as np
 import typer
 
 from ra_bench.arguments import check_threads
+from ra_bench.cli_common import run_verb
 from ra_bench.data import open_data
 from ra_bench.datasets.sample import sample_path
-from ra_bench.errors import RaBenchError, UsageError
+from ra_bench.errors import UsageError
 from ra_bench.hardware import core_count
 from ra_bench.index import Index, Partial, Work
 from ra_bench.machine import random_read_gb_per_s, thread_counts
@@ -166,13 +166,5 @@ def main(
         print(flush=True)
 
 
-def _main() -> None:
-    try:
-        typer.run(main)
-    except RaBenchError as error:
-        print(f"ra-bench: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
-
-
 if __name__ == "__main__":
-    _main()
+    run_verb(main)

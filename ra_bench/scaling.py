@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra_bench.arguments import check_threads, parse_tokens
-from ra_bench.errors import RaBenchError
+from ra_bench.cli_common import run_verb
 from ra_bench.matched import at_recall, sweep_points
 from ra_bench.results import Row
 from ra_bench.table import number, plain_table
@@ -123,7 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except RaBenchError as error:
-        raise SystemExit(f"ra-bench: {error}") from error
+    run_verb(main)

@@ -99,6 +99,26 @@ def test_no_verb_is_left_out_of_the_check_for_empty_values() -> None:
     assert {type(verb).__name__ for verb in verbs} == {"_Verb"}
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("scaling", ["--out", ""], "--out must not be empty"),
+        ("scaling", ["--out", "never", "--tokens", "9x"], "--tokens must be a number of tokens"),
+        ("layer_scaling", ["--data="], "--data must not be empty"),
+        ("layer_scaling", ["--threads", "999999"], "--threads must be at most "),
+        ("layer_scaling", ["--bogus"], "No such option: --bogus"),
+    ],
+)
+def test_a_module_with_a_command_line_of_its_own_refuses_as_the_verbs_do(module, arguments, message) -> None:
+    command = [sys.executable, "-m", f"ra_bench.{module}", *arguments]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"ra-bench: {message}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(("given", "wanted"), [(None, "passive"), ("active", "active")])
 def test_threads_of_openmp_sleep_while_they_wait_unless_the_user_wants_them_awake(
     given, wanted, monkeypatch
