@@ -60,6 +60,10 @@ class Spec:
         inner = "" if self.inner is None else f"({self.inner})"
         return f"{self.name}{inner}{keys}" + (f"@{self.transform}" if self.transform != "none" else "")
 
+    def without_effort(self) -> Spec:
+        """What its build depends on: the effort of an inner index is fixed in it."""
+        return dataclasses.replace(self, effort={})
+
     def with_transform(self, transform: str) -> Spec:
         """The same method and settings in another geometry."""
         return dataclasses.replace(self, transform=transform)

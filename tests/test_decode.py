@@ -182,6 +182,17 @@ def test_efforts_of_one_method_share_a_build(config_folder, tmp_path):
         assert rows[spec, 20, 0]["keys_read_share"] == pytest.approx(share, abs=0.01)
 
 
+def test_wrappers_serve_what_they_wrap(config_folder, tmp_path):
+    specs = ["tail(flat)", "tail(ivf:nlist=16:nprobe=1)", "softmaxlift(flat)"]
+    rows, started = run(random_settings(config_folder, *specs, max_new_tokens=70), tmp_path / "out")
+    assert sum(name.startswith("building") for name in started) == 4  # and that of the baseline
+    exact, clusters, drawn = (rows[spec, 20, 0] for spec in specs)
+    assert [row["inserted_tokens"] for row in (exact, clusters, drawn)] == [64] * 3
+    assert exact["keys_read_share"] == drawn["keys_read_share"] == 1
+    assert clusters["keys_read_share"] < 0.5
+    assert json.loads(clusters["settings"])["inner"]["nlist"] == 16
+
+
 def test_record_writes_a_dump_of_what_the_first_index_decoded(config_folder, tmp_path):
     settings = random_settings(config_folder, "ivf", record=tmp_path / "dump", baselines=("dense",))
     run(settings, tmp_path / "out")

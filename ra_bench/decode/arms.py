@@ -9,7 +9,7 @@ SPEC         an index, `flat` (exact top-k) among them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,10 +39,11 @@ class Arm:
     spec: Spec | None = None
 
     @property
-    def build_key(self) -> tuple[str, str, str]:
+    def build_key(self) -> str:
         """Runs with the same one share their indexes."""
         assert self.spec is not None
-        return self.spec.name, repr(sorted(self.spec.settings.items())), self.spec.transform
+        settings = dict(sorted(self.spec.settings.items()))
+        return str(replace(self.spec, settings=settings).without_effort())
 
     def __str__(self) -> str:
         return self.name if self.k is None else f"{self.name} k={self.k}"

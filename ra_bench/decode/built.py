@@ -22,7 +22,7 @@ class Built:
     """One index a layer and KV head, in `indexes[layer]`."""
 
     def __init__(self, spec: Spec, layers: Sequence[int], threads: int, seed: int) -> None:
-        self.spec = Spec(spec.name, spec.settings, {}, spec.transform)  # the effort belongs to a run
+        self.spec = spec.without_effort()  # it belongs to a run
         self.layers = list(layers)
         self.threads = threads
         self.seed = seed

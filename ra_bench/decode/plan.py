@@ -96,7 +96,7 @@ class Plan:
         content = {
             "sample": [sample.task, sample.number, hashlib.sha256(ids).hexdigest(), sample.max_new_tokens],
             "arm": [arm.name, arm.k],
-            "source": "" if arm.spec is None else method_hash(arm.spec.name),
+            "source": [] if arm.spec is None else [method_hash(name) for name in arm.spec.names],
             "harness": harness_hash(),
             "versions": {name: environment()["versions"][name] for name in ("torch", "transformers")},
             "machine": machine_class(),
