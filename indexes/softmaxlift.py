@@ -21,9 +21,10 @@ import numpy as np
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Partial, gathered_work
 from ra_bench.transform import drop_copied_rows
-from ra_bench.wrapper import Wrapper, logits_of
+from ra_bench.wrapper import Wrapper
 
 DEFAULT_K = 100  # where none is given
+LEAST, LEAST_TOTAL = np.finfo(np.float32).min, np.finfo(np.float32).tiny
 
 
 @dataclass
@@ -75,34 +76,35 @@ class SoftmaxLift(Wrapper):
 
     def attend(self, queries: np.ndarray, k: int | None, **effort: Any) -> Partial:
         """The estimate from k of k + 1 keys that the inner index finds; its sum is an estimate, too."""
+        from ra_bench.indexes._native._native import gather_logits, mix_rows  # compiled
+
         values = self.values_to_attend
         queries = np.ascontiguousarray(queries, np.float32)
-        wanted = DEFAULT_K if k is None else k
-        found = self.inner.search(_with_one(queries), wanted + 1, **effort)
-        logits = logits_of(queries, self.keys, found.ids)
-        output = np.zeros((len(queries), values.shape[1]), np.float32)
-        lse = np.full(len(queries), -np.inf, np.float32)
-        attended = np.zeros(len(queries), np.int64)
-        for row, (ids, mine) in enumerate(zip(found.ids, logits, strict=True)):
-            drawn = self._weighed(ids[ids >= 0], mine[ids >= 0], wanted)
-            if drawn is not None:
-                kept, log_weights = drawn
-                weights = np.exp(log_weights - log_weights.max())
-                output[row] = weights @ values[kept].astype(np.float32) / weights.sum()
-                lse[row] = log_weights.max() + np.log(weights.sum())
-                attended[row] = len(kept)
-        return Partial(output, lse, gathered_work(found.work, attended, self.keys, values))
+        found = self.inner.search(_with_one(queries), (DEFAULT_K if k is None else k) + 1, **effort)
+        logits = gather_logits(queries, found.ids, self.keys)
+        log_weights, ids = self._weighed(logits, found.ids)
+        largest = np.maximum(log_weights.max(axis=1, keepdims=True, initial=-np.inf), LEAST)
+        weights = np.exp(log_weights - largest)
+        total = weights.sum(axis=1, keepdims=True)
+        output = mix_rows(weights, ids, values) / np.maximum(total, LEAST_TOTAL)
+        with np.errstate(divide="ignore"):  # nothing found
+            lse = largest[:, 0] + np.log(total[:, 0])
+        return Partial(output, lse, gathered_work(found.work, (ids >= 0).sum(axis=1), self.keys, values))
 
-    def _weighed(self, ids: np.ndarray, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The keys that stand for all, and the logarithms of their weights; None where nothing was found."""
-        if not len(ids):
-            return None
-        if len(ids) == len(self.keys) <= k:  # all: nothing to estimate
-            return ids, logits
-        priorities = logits + self._noise[ids]
-        best = np.argsort(-priorities, kind="stable")[: k + 1]
-        kept = best[: max(1, len(best) - 1)]
-        return ids[kept], np.maximum(logits[kept], priorities[best[-1]])
+    def _weighed(self, logits: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of weights (m, k + 1), and the ids that they are of; of the others -inf and -1."""
+        real = ids >= 0
+        found = real.sum(axis=1, keepdims=True)
+        priorities = np.where(real, logits + self._noise[ids], np.inf)
+        last = priorities.argmin(axis=1)
+        rows = np.arange(len(ids))
+        threshold = priorities[rows, last][:, None]
+        all_found = found == len(self.keys)  # nothing to estimate
+        # The threshold's own key stands for none, unless it is the only one.
+        dropped = real & (np.arange(ids.shape[1]) == last[:, None]) & ~all_found & (found > 1)
+        ids = np.where(dropped, np.int32(-1), ids)
+        cut = np.where(all_found, logits, np.maximum(logits, threshold))
+        return np.where(ids >= 0, cut, -np.inf).astype(np.float32), ids
 
     def attended_ids(self, queries: np.ndarray, k: int | None, **effort: Any) -> None:
         """None: what is drawn stands for all keys."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Partial, attended_work
-from ra_bench.wrapper import Wrapper, logits_of
+from ra_bench.wrapper import Wrapper
 
 LABEL_BYTES = 4
 
@@ -83,18 +83,18 @@ class Tail(Wrapper):
 
     def attend(self, queries: np.ndarray, k: int | None, **effort: Any) -> Partial:
         """Exact attention over what was found, and the estimate of the rest; its sum is an estimate, too."""
+        from ra_bench.indexes._native._native import gather_logits, mix_rows  # compiled
+
         values = self.values_to_attend
         queries = np.ascontiguousarray(queries, np.float32)
         found = self.inner.search(queries, k, **effort)
-        logits = logits_of(queries, self.keys, found.ids)
+        logits = gather_logits(queries, found.ids, self.keys)
         rest, sizes = self._rest_logits(queries, found.ids, logits)
         largest = np.maximum(logits.max(axis=1, initial=-np.inf), rest.max(axis=1))[:, None]
         found_weights, rest_weights = np.exp(logits - largest), np.exp(rest - largest)
         # The sums of a cluster hold its found members, too: each leaves with the weight of the estimate.
         left = rest_weights[np.arange(len(queries))[:, None], self._labels[found.ids]]
-        rows = values[found.ids].astype(np.float32)
-        output = np.einsum("mk,mkd->md", np.where(found.ids >= 0, found_weights - left, 0), rows)
-        output += rest_weights @ self._value_sums
+        output = mix_rows(found_weights - left, found.ids, values) + rest_weights @ self._value_sums
         total = found_weights.sum(axis=1) + (rest_weights * sizes).sum(axis=1)
         work = attended_work(found, self.keys, values)
         if work.bytes_read is not None:

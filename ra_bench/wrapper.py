@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ra_bench.errors import UsageError
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Index
@@ -79,14 +77,3 @@ class Wrapper(Index):
     def load_state(self, folder: Path, mmap: bool) -> None:
         """Loads the inner index from its subfolder."""
         self.inner.restore(folder / "inner", mmap)
-
-
-def logits_of(queries: np.ndarray, keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """q·k (m, k) float32 of each of `queries` (m, d) float32 and its own `ids` (m, k); -inf for -1."""
-    from ra_bench.indexes._native._native import dot_rows  # compiled
-
-    logits = np.full(ids.shape, -np.inf, np.float32)
-    for row, mine in enumerate(ids):
-        real = mine >= 0
-        logits[row, real] = dot_rows(queries[row], keys, mine[real])
-    return logits

@@ -64,6 +64,47 @@ def test_every_float16_value_is_widened_exactly(kernel):
     np.testing.assert_array_equal(out, every.astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("d", DIMENSIONS)
+def test_logits_and_sums_of_found_rows_agree_with_numpy(kernel, dtype, d):
+    rng = np.random.default_rng(d)
+    found, queries = rows(rng, (300, d), dtype), rows(rng, (5, d), np.float32)
+    ids = rng.integers(-1, 300, (5, 41), dtype=np.int32)  # with duplicates and -1 anywhere
+    ids[3] = -1
+    weights = rows(rng, ids.shape, np.float32)  # of either sign
+    logits = _native.gather_logits(queries, ids, found)
+    sums = _native.mix_rows(weights, ids, found)
+    wide = found.astype(np.float64)
+    dots = np.einsum("md,mkd->mk", queries, wide[ids])
+    np.testing.assert_allclose(logits, np.where(ids >= 0, dots, -np.inf), rtol=1e-5, atol=1e-4)
+    expected = np.einsum("mk,mkd->md", np.where(ids >= 0, weights, 0), wide[ids])
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-4)
+    assert _native.gather_logits(queries[:0], ids[:0], found).shape == (0, 41)
+    assert _native.mix_rows(weights[:, :0], ids[:, :0], found).shape == (5, d)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": np.full((5, 4), 300, np.int32)}, "ids must be less than the 300 keys, got 300"),
+        ({"ids": np.full((5, 4), -2, np.int32)}, "ids must be at least -1, got -2"),
+        ({"ids": np.zeros((4, 4), np.int32)}, "ids must have a row for each of 5, got 4"),
+        ({"rows": np.zeros((300, 3), np.float64)}, "float"),
+    ],
+)
+def test_found_rows_that_are_not_there_are_refused(change, message):
+    given = {"ids": np.zeros((5, 4), np.int32), "rows": np.zeros((300, 3), np.float32)} | change
+    for call, first in ((_native.gather_logits, (5, 3)), (_native.mix_rows, (5, 4))):
+        with pytest.raises(ValueError, match=message):
+            call(np.zeros(first, np.float32), given["ids"], given["rows"])
+    with pytest.raises(ValueError, match="queries"):
+        _native.gather_logits(QUERIES[:, :7], IDS, KEYS)
+    with pytest.raises(ValueError, match="weights must have the shape of ids"):
+        _native.mix_rows(
+            np.zeros((5, 2), np.float32), np.zeros((5, 4), np.int32), np.zeros((9, 3), np.float32)
+        )
+
+
 @pytest.mark.parametrize("d", DIMENSIONS)
 @pytest.mark.parametrize("key_type", [np.float16, np.float32])
 @pytest.mark.parametrize("value_type", [np.float16, np.float32])

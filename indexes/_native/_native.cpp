@@ -96,6 +96,47 @@ FloatArray dot_rows(const Array& query, const Array& rows, const Array& ids, con
   return out;
 }
 
+// The ids (m, k) of m queries into rows of one head, checked.
+void check_found(const Matrix<int32_t>& ids, size_t m, const Rows& rows) {
+  if (ids.m != m)
+    refuse("ids must have a row for each of " + std::to_string(m) + ", got " + std::to_string(ids.m));
+  check_ids(ids.data, ids.m * ids.columns, rows.n, -1);
+}
+
+FloatArray logits_of_found(const Array& queries, const Array& ids, const Array& keys) {
+  const Matrix<float> query_rows("queries", queries);
+  const Matrix<int32_t> id_rows("ids", ids);
+  const Rows rows = rows_of("keys", keys);
+  check_queries(query_rows.columns, rows);
+  check_found(id_rows, query_rows.m, rows);
+  float* logits;
+  auto out = new_array<float>(logits, query_rows.m, id_rows.columns);
+  {
+    nb::gil_scoped_release release;
+    for (size_t i = 0; i < query_rows.m; ++i)
+      gather_logits(kernels(), query_rows.data + i * rows.d, id_rows.data + i * id_rows.columns,
+                    id_rows.columns, rows, logits + i * id_rows.columns);
+  }
+  return out;
+}
+
+FloatArray mix_found(const Array& weights, const Array& ids, const Array& values) {
+  const Matrix<float> weight_rows("weights", weights);
+  const Matrix<int32_t> id_rows("ids", ids);
+  const Rows rows = rows_of("values", values);
+  check_found(id_rows, weight_rows.m, rows);
+  if (weight_rows.columns != id_rows.columns) refuse("weights must have the shape of ids");
+  float* output;
+  auto out = new_array<float>(output, weight_rows.m, rows.d);
+  {
+    nb::gil_scoped_release release;
+    for (size_t i = 0; i < weight_rows.m; ++i)
+      mix_rows(kernels(), weight_rows.data + i * id_rows.columns, id_rows.data + i * id_rows.columns,
+               id_rows.columns, rows, output + i * rows.d);
+  }
+  return out;
+}
+
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
   for (const Kernels* table : available_kernels()) names.push_back(table->name);
@@ -152,6 +193,12 @@ NB_MODULE(_native, m) {
       "gather_attention for all H heads of a layer: queries (H, m, d) float32, C-contiguous, and lists of H\n"
       "arrays ids (m, any), keys and values, into output (H, m, d) and lse (H, m) float32, C-contiguous.\n"
       "Raises ValueError as gather_attention does.");
+  m.def("gather_logits", &logits_of_found, "queries"_a, "ids"_a, "keys"_a,
+        "Inner products (m, k) float32 of queries (m, d) float32 and the rows ids (m, k) int32 of keys (n, d);\n"
+        "-inf for -1. Raises ValueError as gather_attention does.");
+  m.def("mix_rows", &mix_found, "weights"_a, "ids"_a, "values"_a,
+        "The sums (m, d) float32 of the rows ids (m, k) int32 of values (n, d) by weights (m, k) float32; -1 is\n"
+        "skipped, whatever its weight. Raises ValueError as gather_attention does.");
   m.def("kernels", &kernel_names, "Names of the instruction sets that this CPU has kernels for, best first.");
   m.def("dot_rows", &dot_rows, "query"_a, "rows"_a, "ids"_a, "kernel"_a = "",
         "Inner products (count,) float32 of query (d,) float32 with the rows ids (count,) int32 of rows (n, "

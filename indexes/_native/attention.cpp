@@ -47,4 +47,47 @@ void gather_attention(const float* queries, size_t m, const std::vector<HeadIds>
   });
 }
 
+namespace {
+
+// Those of k ids that are not -1, and where they stood. Its memory stays with the thread.
+struct Real {
+  std::vector<int32_t> ids, places;
+  std::vector<float> numbers;
+  size_t count = 0;
+
+  void take(const int32_t* all, size_t k) {
+    if (ids.size() < k + 1) {  // one more, for the branchless loop's last write
+      ids.resize(k + 1);
+      places.resize(k + 1);
+      numbers.resize(k + 1);
+    }
+    count = 0;
+    for (size_t i = 0; i < k; ++i) {
+      ids[count] = all[i];
+      places[count] = static_cast<int32_t>(i);
+      count += all[i] >= 0;
+    }
+  }
+};
+
+}  // namespace
+
+void gather_logits(const Kernels& kernels, const float* query, const int32_t* ids, size_t k, const Rows& keys,
+                   float* logits) {
+  thread_local Real real;
+  real.take(ids, k);
+  kernels.dot(query, keys, real.ids.data(), real.count, real.numbers.data());
+  std::fill(logits, logits + k, -std::numeric_limits<float>::infinity());
+  for (size_t i = 0; i < real.count; ++i) logits[real.places[i]] = real.numbers[i];
+}
+
+void mix_rows(const Kernels& kernels, const float* weights, const int32_t* ids, size_t k, const Rows& values,
+              float* output) {
+  thread_local Real real;
+  real.take(ids, k);
+  for (size_t i = 0; i < real.count; ++i) real.numbers[i] = weights[real.places[i]];
+  std::fill(output, output + values.d, 0.0f);
+  kernels.add(real.numbers.data(), values, real.ids.data(), real.count, output);
+}
+
 }  // namespace ra_bench

@@ -25,4 +25,11 @@ struct HeadIds {
 void gather_attention(const float* queries, size_t m, const std::vector<HeadIds>& heads, int threads,
                       float* output, float* lse);
 
+// The two halves of attend_query, for methods that weigh what was found in their own way: the logits (k,) of
+// those of k ids that are not -1, -infinity for the others; and the sum (d,) of their rows by weights (k,).
+void gather_logits(const Kernels& kernels, const float* query, const int32_t* ids, size_t k, const Rows& keys,
+                   float* logits);
+void mix_rows(const Kernels& kernels, const float* weights, const int32_t* ids, size_t k, const Rows& values,
+              float* output);
+
 }  // namespace ra_bench
