@@ -289,7 +289,7 @@ def _clusters(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
         rows.shape[1],
         count,
         niter=_FIT_ROUNDS,
-        seed=(seed + 1) % (1 << 31),  # faiss takes 31 bits
+        seed=seed + 1,
         min_points_per_centroid=1,
         max_points_per_centroid=_FIT_ROWS,
     )

@@ -42,6 +42,7 @@ from ra_bench.wrapper import Wrapper
 ENTRY_POINT_GROUP = "ra_bench.indexes"
 # Set to any value to ignore indexes of other packages, as the tests do.
 NO_PLUGINS_VARIABLE = "RA_BENCH_NO_PLUGINS"
+MOST_WRAPPERS = 8  # around one index; each is parsed and made by its own call
 
 
 @dataclass(frozen=True)
@@ -304,6 +305,10 @@ def _parts(text: str) -> tuple[str, str | None, str]:
     """`NAME(SPEC)REST` → NAME, SPEC, REST; a spec without parentheses is (text, None, "")."""
     if "(" not in text and ")" not in text:
         return text, None, ""
+    if (wrappers := text.count("(")) > MOST_WRAPPERS:
+        raise UsageError(
+            f"an index may have at most {MOST_WRAPPERS} wrappers, got {wrappers}: '{text[:60]}…'"
+        )
     head, _, rest = text.partition("(")
     depth = 1
     for end, letter in enumerate(rest):

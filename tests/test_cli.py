@@ -47,7 +47,7 @@ def ra_bench(*arguments: object, timeout: float = 120) -> subprocess.CompletedPr
         ),
         (["compare", "--indexes", "flat", "--threads", "999999", "--dry-run"], "--threads must be at most "),
         (
-            ["compare", "--indexes", "flat", "--seed", str(2**63), "--dry-run"],
+            ["compare", "--indexes", "flat", "--seed", str(10**9), "--dry-run"],
             "--seed must be at least 0 and",
         ),
         (["decode", "--model", "x", "--indexes", "ra", "--seed", "9" * 27], "--seed must be at least 0 and"),

@@ -256,7 +256,7 @@ def test_progress_counts_layers_and_steps_and_comes_with_an_estimate(settings):
         ({"layers": ""}, "--layers must be numbers"),
         ({"layers": "2-1"}, "--layers: a range must rise"),
         ({"kv_heads": "0-2"}, "--kv-heads 2 does not exist: the model has 0-1"),
-        ({"seed": -1}, r"--seed must be at least 0 and below 2\^63, got -1"),
+        ({"seed": -1}, r"--seed must be at least 0 and below 1,000,000,000, got -1"),
         ({"context_tokens": 1 << 31}, r"--context and --decode-steps must be below 2\^31 tokens"),
         ({"decode_steps": -1}, "--decode-steps must be at least 0, got -1"),
         ({"query_stride": 0}, "--query-stride must be at least 1, got 0"),
