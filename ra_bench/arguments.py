@@ -65,7 +65,8 @@ def check_tokens(argument: str, tokens: int, decode_steps: int) -> None:
 def check_threads(threads: int, here: bool = True) -> None:
     """Raises UsageError for fewer than one thread or, where they run `here`, for more than cores.
 
-    More would wait for each other, and what is timed with them would be the time of fewer.
+    More would wait for each other, and what is timed with them would be the time of fewer; of far too many,
+    OpenMP may end the process.
     """
     if threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ra_bench.arguments import check_seed, parse_numbers, parse_part, parse_tokens
+from ra_bench.arguments import parse_numbers, parse_part, parse_tokens
 from ra_bench.cli_common import (
     Json,
     NoReport,
@@ -89,7 +89,6 @@ def decode(
     from ra_bench.registry import left_out
     from ra_bench.registry import split as split_specs
 
-    check_seed(seed)
     for line in left_out(indexes):
         err.print(f"left out: {line}")
     plan = make_plan(

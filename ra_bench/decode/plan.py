@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ra_bench import dump_plan, models
+from ra_bench.arguments import check_seed, check_threads
 from ra_bench.decode.arms import BASELINES, WINDOW, Arm, make_arms
 from ra_bench.decode.fingerprint import harness_hash, method_hash, model_fingerprint
 from ra_bench.decode.graphs import CAPTURES
@@ -20,7 +21,6 @@ from ra_bench.decode.rows import SCHEMA_VERSION
 from ra_bench.decode.tasks import FIDELITY, TASKS, Sample, answer_tokens, make_samples
 from ra_bench.environment import environment, machine_class
 from ra_bench.errors import UsageError, unknown
-from ra_bench.hardware import core_count
 from ra_bench.prompts import read_text
 from ra_bench.registry import create, parse
 from ra_bench.results import content_address
@@ -178,7 +178,6 @@ def check_numbers(settings: Settings) -> None:
     at_least = {
         "--context": settings.context_tokens,
         "--limit": settings.limit,
-        "--threads": settings.threads,
     }
     at_least |= {"--k": min(settings.ks)}
     if settings.max_new_tokens is not None:
@@ -188,12 +187,8 @@ def check_numbers(settings: Settings) -> None:
             raise UsageError(f"{argument} must be at least 1, got {value}")
     if settings.limit > MOST_SAMPLES:
         raise UsageError(f"--limit must be at most {MOST_SAMPLES}, got {settings.limit}")
-    if settings.threads > core_count():  # OpenMP may end the process
-        raise UsageError(
-            f"--threads must be at most {core_count()}, the cores of this machine, got {settings.threads}"
-        )
-    if settings.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {settings.seed}")
+    check_threads(settings.threads)
+    check_seed(settings.seed)
     part, parts = settings.part
     if not 1 <= part <= parts <= settings.limit:
         raise UsageError(
