@@ -26,6 +26,7 @@ from ra_bench.attention import merge
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Partial, Work, attended_work, gathered_work
 from ra_bench.partition import means, products, ragged
+from ra_bench.transform import widened
 
 RETRIEVED = 0.018  # of the keys, where no k is given
 ESTIMATED = 0.232  # of the clusters
@@ -83,11 +84,11 @@ class RetroInfer(ClusterIndex):
             return np.empty((0, 0), np.float32)
         start = self.starts[first]
         rows = means(self.values, self.members[start:], self.starts[first:-1] - start)
-        return _widened(rows, 0).astype(self.values.dtype)
+        return widened(rows, 0).astype(self.values.dtype)
 
     def score_parts(self, queries: np.ndarray) -> np.ndarray:
         """Softmax weights of the means, summed over the group: (m / G, clusters)."""
-        logits = products(_widened(queries, 0), self.summaries)
+        logits = products(widened(queries, 0), self.summaries)  # 0: without the logarithm of a size
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         return weights.reshape(-1, self.group, weights.shape[1]).sum(axis=1)
@@ -125,7 +126,7 @@ class RetroInfer(ClusterIndex):
         chosen, near = self.zones(queries, self.budget_tokens(k, budget), estimated)
         exact = gather_attention(queries, chosen.ids, self.keys, values, self.threads)
         output, lse = gather_attention(
-            _widened(queries, 1), near, self.summaries, self._mean_values, self.threads
+            widened(queries, 1), near, self.summaries, self._mean_values, self.threads
         )
         work = attended_work(chosen, self.keys, values)
         clusters = gathered_work(work, (near >= 0).sum(axis=1), self.summaries, self._mean_values)
@@ -151,10 +152,3 @@ class RetroInfer(ClusterIndex):
         """Reads the clusters and takes the means of their values again."""
         super().load_state(folder, mmap)
         self._mean_values = self._value_means(0)
-
-
-def _widened(rows: np.ndarray, last: int) -> np.ndarray:
-    """`rows` (m, d) and a last column: by 1 a query adds the logarithm of a size, by 0 it does not."""
-    out = np.full((len(rows), rows.shape[1] + 1), last, np.float32)
-    out[:, :-1] = rows
-    return out

@@ -21,7 +21,7 @@ import numpy as np
 
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Found, Index, Partial, gathered_work
-from ra_bench.transform import drop_copied_rows
+from ra_bench.transform import drop_copied_rows, widened
 from ra_bench.wrapper import Wrapper
 
 DEFAULT_K = 100  # where none is given
@@ -60,7 +60,7 @@ class SoftmaxLift(Wrapper):
         lifted = self._lifted(self.keys)
         if about is not None:  # no rotation, and no neighbours, of these rows
             about = replace(about, rope=None, query_neighbors=None, key_neighbors=None)
-        self.build_inner(lifted, None, None if queries is None else _with_one(queries), about)
+        self.build_inner(lifted, None, None if queries is None else widened(queries, 1), about)
         drop_copied_rows(self.inner)
 
     def _lifted(self, keys: np.ndarray) -> np.ndarray:
@@ -81,7 +81,8 @@ class SoftmaxLift(Wrapper):
 
         values = self.values_to_attend
         queries = np.ascontiguousarray(queries, np.float32)
-        found = self.inner.search(_with_one(queries), (DEFAULT_K if k is None else k) + 1, **effort)
+        # The last coordinate, 1, takes a key's noise as it is.
+        found = self.inner.search(widened(queries, 1), (DEFAULT_K if k is None else k) + 1, **effort)
         logits = gather_logits(queries, found.ids, self.keys)
         log_weights, ids = self._weighed(logits, found.ids)
         largest = np.maximum(log_weights.max(axis=1, keepdims=True, initial=-np.inf), LEAST)
@@ -112,7 +113,7 @@ class SoftmaxLift(Wrapper):
 
     def observe(self, queries: np.ndarray) -> None:
         """Passes the step's queries on, one longer."""
-        self.inner.observe(_with_one(queries))
+        self.inner.observe(widened(queries, 1))
 
     def insert(self, keys: np.ndarray, values: np.ndarray | None = None) -> None:
         """Draws noise for the block and inserts it into the inner index."""
@@ -138,10 +139,3 @@ class SoftmaxLift(Wrapper):
         self._noise = np.load(folder / "noise.npy")
         if self._noise.shape != (len(self.keys),):
             raise ValueError(f"noise must be ({len(self.keys)},), got {self._noise.shape}")
-
-
-def _with_one(queries: np.ndarray) -> np.ndarray:
-    """`queries` (m, d) as (m, d + 1): the last coordinate takes a key's noise as it is."""
-    longer = np.ones((len(queries), queries.shape[1] + 1), np.float32)
-    longer[:, :-1] = queries
-    return longer

@@ -92,9 +92,7 @@ class Lift(Transform):
         return lifted
 
     def queries(self, queries: np.ndarray) -> np.ndarray:
-        lifted = np.zeros((len(queries), queries.shape[1] + 1), np.float32)
-        lifted[:, :-1] = queries
-        return lifted
+        return widened(queries, 0)
 
 
 TRANSFORMS: dict[str, type[Transform]] = {"normalize": Normalize, "lift": Lift}
@@ -185,6 +183,13 @@ class Transformed(Index):
         self.inner = type(self.inner).load(folder / "inner", mmap)
         with np.load(folder / "transform.npz") as state:
             vars(self.transform).update({name: state[name].item() for name in state.files})
+
+
+def widened(rows: np.ndarray, last: float) -> np.ndarray:
+    """`rows` (m, d) as (m, d + 1) float32, with `last` for the last coordinate of each."""
+    out = np.full((len(rows), rows.shape[1] + 1), last, np.float32)
+    out[:, :-1] = rows
+    return out
 
 
 def drop_copied_rows(inner: Index) -> None:
