@@ -103,10 +103,12 @@ def create(spec: str | Spec, threads: int = 1, seed: int = 0) -> Index:
         index: Index = cls(**spec.settings)
     except ValueError as error:
         raise UsageError(f"index '{spec}': {error}") from error
-    index.spec = str(spec)
     if isinstance(index, Wrapper):
         inner = spec.inner or parse(index.default_inner)
-        index.wrap(create(inner, threads, seed), inner.effort)
+        wrapped = create(inner, threads, seed)
+        if not wrapped.has_search:
+            raise UsageError(f"index '{spec}' must wrap one that searches, got '{inner}'")
+        index.wrap(wrapped, inner.effort)
     if spec.transform != "none":
         index = Transformed(index, TRANSFORMS[spec.transform]())
     index.threads, index.seed, index.spec = threads, seed, str(spec)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ra_bench.errors import UsageError
 from ra_bench.head import Head
 from ra_bench.index import Bytes, Index
 
@@ -24,12 +23,7 @@ class Wrapper(Index):
     inner_effort: dict[str, Any]
 
     def wrap(self, inner: Index, effort: dict[str, Any]) -> None:
-        """Takes over what the inner index is; `effort` is fixed for it already.
-
-        Raises UsageError for an inner index without a search.
-        """
-        if not inner.has_search:
-            raise UsageError(f"index '{self.spec}' must wrap one that searches, got '{inner.spec}'")
+        """Takes over what the inner index is; `effort` is fixed for it already."""
         self.inner, self.inner_effort = inner, effort
         self.learn_queries, self.learn_neighbors = inner.learn_queries, inner.learn_neighbors
         self.key_neighbors = inner.key_neighbors
